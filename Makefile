@@ -1,0 +1,118 @@
+# Everything a fresh Debian or Ubuntu needs, from one command:
+#
+#   make demo            segments a CT phantom and shows how well that went       (make demo CT=my_ct.nii.gz OUT=folder)
+#   make test            linters, type checker and tests
+#   make setup           only the environment for `sam2assist`, in .venv
+#   make clean           deletes caches and the demo's results;   make distclean  also .venv
+#
+# Nothing outside this folder is changed. Wanted from apt: python3 (3.10 or newer), python3-venv.
+#
+# The order below matters (see pyproject.toml): torch in the build that fits the machine, then sam2, which builds against it,
+# then this package. Each step leaves a stamp in .venv, so a second run starts at once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+OUT ?= demo-output
+CT ?=
+PYTEST_ARGS ?=
+
+TORCH_VERSION ?= 2.13.0
+# Where PyTorch publishes builds without CUDA; PyPI's build for Linux contains CUDA and is several gigabytes.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SAM2_VERSION ?= 1.1.0
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+SAY = @printf '\n== %s\n'
+
+.PHONY: help setup setup-dev demo test lint types pytest slicer-files clean distclean
+
+help:
+	@sed -n '3,6s/^#   //p' Makefile
+
+setup: $(VENV)/.stamp-package
+setup-dev: $(VENV)/.stamp-dev
+
+demo: setup
+	$(SAY) 'Demo: segmenting $(if $(CT),$(CT),a CT phantom); results go to $(OUT)/'
+	@$(VENV)/bin/sam2assist demo --out "$(OUT)" $(if $(CT),--ct "$(CT)")
+
+test: lint types pytest
+
+lint: setup-dev
+	$(SAY) 'Linter (ruff)'
+	@$(VENV)/bin/ruff check .
+
+types: setup-dev
+	$(SAY) 'Type checker (mypy) over SAM2AssistLib'
+	@$(VENV)/bin/mypy
+
+pytest: setup-dev
+	$(SAY) 'Tests (pytest)'
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# The lists of files from which Slicer's build installs SAM2AssistLib; a test fails when they are out of date.
+slicer-files: setup-dev
+	@$(VENV)/bin/python Testing/Python/slicer_package.py
+
+# The first suitable interpreter: new enough and able to make environments.
+$(VENV)/bin/python:
+	$(SAY) 'Environment in $(VENV)'
+	@found=; old=; \
+	for python in python3 python3.12 python3.13 python3.11 python3.10; do \
+	  command -v $$python >/dev/null || continue; \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { old=$$python; continue; }; \
+	  found=$$python; \
+	  $$python -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	  $$python -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; \
+	  exec $(VENV)/bin/python --version; \
+	done; \
+	if [ -n "$$found" ]; then \
+	  echo "$$found cannot make environments; install that part of it:  sudo apt-get install python3-venv" >&2; \
+	elif [ -n "$$old" ]; then \
+	  echo "Python 3.10 or newer is needed and $$old is older; install a newer one, for example:" \
+	    "sudo apt-get install python3.12 python3.12-venv" >&2; \
+	else \
+	  echo "Python is missing; install it:  sudo apt-get install python3 python3-venv" >&2; \
+	fi; \
+	exit 1
+
+# The short timeout is for the CPU index only: where it cannot be reached, PyPI's build runs without a GPU just as well.
+$(VENV)/.stamp-torch: | $(VENV)/bin/python
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+	  printf '\n== PyTorch %s with CUDA, because an NVIDIA driver was found (several GB)\n' $(TORCH_VERSION); \
+	  $(PIP) install --quiet torch==$(TORCH_VERSION); \
+	else \
+	  printf '\n== PyTorch %s for the CPU, because no NVIDIA driver was found (about 200 MB)\n' $(TORCH_VERSION); \
+	  $(PIP) install --quiet --timeout 20 --retries 1 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH_VERSION)+cpu || { \
+	    printf '== The CPU build could not be had from %s; taking the standard build\n' $(TORCH_CPU_INDEX); \
+	    $(PIP) install --quiet torch==$(TORCH_VERSION); }; \
+	fi
+	@touch $@
+
+$(VENV)/.stamp-sam2: $(VENV)/.stamp-torch
+	$(SAY) 'SAM2 $(SAM2_VERSION), built against that PyTorch'
+	@$(PIP) install --quiet 'setuptools>=77' wheel numpy
+	@SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation --no-deps sam2==$(SAM2_VERSION)
+	@touch $@
+
+# sam2 asks for torchvision and does not get it on purpose (pyproject.toml), so pip need not warn of that.
+$(VENV)/.stamp-package: $(VENV)/.stamp-sam2 pyproject.toml
+	$(SAY) 'SAM2Assist and what it needs'
+	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-package
+	$(SAY) 'What the tests need'
+	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e '.[dev,dicom,train]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean
+	rm -rf $(VENV)

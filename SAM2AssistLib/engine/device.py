@@ -1,0 +1,39 @@
+"""Choosing the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from SAM2AssistLib.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Turn a device's name into a device that is there.
+
+    Parameters
+    ----------
+    name : "auto" takes CUDA, else MPS, else the CPU; or "cpu", "mps", "cuda", "cuda:N".
+
+    Raises
+    ------
+    ModelError
+        If the name is unknown or there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ModelError(f"There is no kind of device called {name!r}; choose auto, cpu, cuda, cuda:N or mps.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"There is no CUDA device {name!r} on this machine; choose --device cpu or auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("There is no MPS device on this machine; choose --device cpu or auto.")
+    return device

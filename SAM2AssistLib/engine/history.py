@@ -1,0 +1,151 @@
+"""Undo and redo: commands that change prompts and masks together.
+
+A command holds what a segment's findings were and are (shared, not copied) and which pixels of its mask changed, packed to bits and
+compressed within their bounding box. Applying the same pixels twice restores the mask, so one delta serves both ways.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SAM2AssistLib.engine.segment import Findings, SegmentRecord
+
+
+@dataclass(frozen=True)
+class SliceDelta:
+    """The pixels of one mask slice that changed: a bounding box, and bits within it, compressed."""
+
+    axis: int
+    index: int
+    row: int
+    column: int
+    shape: tuple[int, int]
+    bits: bytes
+
+    @classmethod
+    def between(cls, axis: int, index: int, before: np.ndarray, after: np.ndarray) -> SliceDelta | None:
+        """Compare two masks of a slice; None if they are equal."""
+        changed = before ^ after
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        if not len(rows):
+            return None
+        box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return cls(axis, index, int(rows[0]), int(columns[0]), box.shape, zlib.compress(np.packbits(box).tobytes(), 1))
+
+    def apply(self, record: SegmentRecord) -> None:
+        """Flip the pixels in the segment's mask."""
+        count = self.shape[0] * self.shape[1]
+        packed = np.frombuffer(zlib.decompress(self.bits), np.uint8)
+        box = np.unpackbits(packed, count=count).astype(bool).reshape(self.shape)
+        target = record.slice_of(self.axis, self.index)
+        target[self.row : self.row + self.shape[0], self.column : self.column + self.shape[1]] ^= box
+
+
+@dataclass(frozen=True)
+class Command:
+    """One step of the user: a segment as it was and as it became.
+
+    Attributes
+    ----------
+    title : for the menu, such as "add point".
+    segment : its id.
+    before, after : findings; None where the segment did not exist.
+    deltas : of the mask.
+    record : the segment, kept so that a removed one can come back as it was.
+    """
+
+    title: str
+    segment: int
+    before: Findings | None
+    after: Findings | None
+    deltas: tuple[SliceDelta, ...]
+    record: SegmentRecord
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its deltas; findings are shared with other commands."""
+        return sum(len(d.bits) for d in self.deltas)
+
+
+class Recorder:
+    """Collects what happens to one segment between two points in time."""
+
+    def __init__(self, title: str, record: SegmentRecord) -> None:
+        self.title, self.record = title, record
+        self.before = record.findings
+        self._slices: dict[tuple[int, int], np.ndarray] = {}
+
+    def write(self, axis: int, index: int, mask: np.ndarray) -> None:
+        """Replace one slice of the mask, remembering what it was at first."""
+        target = self.record.slice_of(axis, index)
+        if (axis, index) not in self._slices:
+            self._slices[axis, index] = target.copy()
+        target[...] = mask
+
+    def restore(self) -> None:
+        """Put everything back as it was at the start."""
+        for (axis, index), before in self._slices.items():
+            self.record.slice_of(axis, index)[...] = before
+        self.record.findings = self.before
+
+    def command(self) -> Command:
+        """Return what happened since the start."""
+        found = (
+            SliceDelta.between(axis, index, before, self.record.slice_of(axis, index))
+            for (axis, index), before in self._slices.items()
+        )
+        deltas = tuple(delta for delta in found if delta is not None)
+        return Command(self.title, self.record.handle.id, self.before, self.record.findings, deltas, self.record)
+
+
+@dataclass
+class History:
+    """The commands of a session.
+
+    Attributes
+    ----------
+    budget_bytes : of all deltas; the oldest commands leave first.
+    """
+
+    budget_bytes: int = 256 << 20
+    _done: list[Command] = field(default_factory=list)
+    _undone: list[Command] = field(default_factory=list)
+
+    def add(self, command: Command) -> None:
+        """Note a command that has just been carried out; what was undone before can no longer be redone."""
+        self._done.append(command)
+        self._undone.clear()
+        while len(self._done) > 1 and sum(c.size_bytes for c in self._done) > self.budget_bytes:
+            self._done.pop(0)
+
+    def undo(self, records: dict[int, SegmentRecord]) -> str | None:
+        """Take the last command back; returns its title, or None if there is none."""
+        if not self._done:
+            return None
+        command = self._done.pop()
+        self._undone.append(command)
+        _turn(records, command, command.before)
+        return command.title
+
+    def redo(self, records: dict[int, SegmentRecord]) -> str | None:
+        """Carry the last undone command out again; returns its title, or None if there is none."""
+        if not self._undone:
+            return None
+        command = self._undone.pop()
+        self._done.append(command)
+        _turn(records, command, command.after)
+        return command.title
+
+
+def _turn(records: dict[int, SegmentRecord], command: Command, findings: Findings | None) -> None:
+    record = command.record
+    if findings is None:
+        records.pop(command.segment, None)
+        return
+    records[command.segment] = record
+    record.findings = findings
+    for delta in command.deltas:
+        delta.apply(record)

@@ -1,0 +1,104 @@
+"""Loading an engine: a model of the catalogue on a device, ready to open volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_WINDOWS, Channels
+from SAM2AssistLib.engine.architecture import build_sam2
+from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
+from SAM2AssistLib.engine.checkpoint import check_fits, load_verified
+from SAM2AssistLib.engine.device import choose_device
+from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.session import Session
+from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window, automatic_window
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+CONDITIONING_LIMIT = 8
+"""Prompted slices that a slice attends to at most, the nearest ones; bounds the cost of a much corrected segment."""
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A model ready to work.
+
+    Attributes
+    ----------
+    model : the network, in evaluation mode on its device.
+    spec : its catalogue entry.
+    options : for all sessions.
+    """
+
+    model: SAM2Base
+    spec: ModelSpec
+    options: EngineOptions
+
+    @property
+    def channels(self) -> Channels:
+        """How the model wants its three input channels."""
+        return THREE_WINDOWS if self.spec.three_windows else ONE_WINDOW
+
+    def open(self, volume: CTVolume, *, axis: int = 0, window: Window | None = None) -> Session:
+        """Start a session on a volume.
+
+        Parameters
+        ----------
+        axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel.
+        window : HU window for the whole volume; the abdominal one if not given, or an automatic one for what is not in HU.
+        """
+        return Session(self, volume, axis, window or default_window(volume))
+
+
+def default_window(volume: CTVolume) -> Window:
+    """Choose the abdominal window for a CT, and one that shows the tissue for what does not look like one."""
+    is_hounsfield = int(volume.array.min()) < -100
+    return WINDOW_PRESETS["abdomen"] if is_hounsfield else automatic_window(volume.array)
+
+
+def load_engine(
+    name: str = "mini",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+    options: EngineOptions | None = None,
+) -> Engine:
+    """Load a model of the catalogue.
+
+    Parameters
+    ----------
+    name : such as "mini" (embedded) or "sam2.1-tiny" (fetched before).
+    device : "auto", "cpu", "cuda", "cuda:N" or "mps".
+    adapter : folder of a LoRA adapter made for this model.
+    options : how sessions work; the defaults are what a user wants.
+
+    Raises
+    ------
+    ModelError
+        If the model is unknown, not on this computer, damaged, or does not fit, or if there is no such device.
+    """
+    spec = find_model(name)
+    target = choose_device(device)
+    model = build_sam2(spec.architecture, spec.image_size, max_cond_frames_in_attn=CONDITIONING_LIMIT)
+    state = load_verified(spec)
+    check_fits(state, model)
+    model.load_state_dict(state)
+    if adapter is not None:
+        from SAM2AssistLib.engine.adapter import attach_adapter  # noqa: PLC0415 - peft is heavy and rarely needed
+
+        model = attach_adapter(model, Path(adapter), spec.name)
+    return engine_for(model.to(target).eval(), spec, options)
+
+
+def engine_for(model: SAM2Base, spec: ModelSpec, options: EngineOptions | None = None) -> Engine:
+    """Make an engine of a network that is in memory; what the options leave open follows the catalogue entry."""
+    options = options or EngineOptions()
+    if options.drawn_prompts is None:
+        options = replace(options, drawn_prompts=spec.dense_prompts)
+    if options.carried_logits is None:
+        options = replace(options, carried_logits=spec.carries_logits)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return Engine(model, spec, options)

@@ -1,0 +1,56 @@
+"""How the engine works where there is a choice; the defaults are what a user wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Choices of a session.
+
+    Attributes
+    ----------
+    focus : small objects are seen through a crop around them.
+    stop_rules : a propagation ends where the object ends.
+    both_directions : up and down the volume, and all segments, go through the network together. Otherwise one direction and one
+        segment follows the other, and the second direction sees the memories of the first, as in SAM2's own predictor.
+    meet_between : between two prompted slices, masks come from both and are fused. Otherwise from the lower one only.
+    only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
+    drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
+    stretch : the whole slice is stretched to the network's square instead of padded.
+    prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
+    cache_bytes : of slice features on the engine's device.
+    memory_bytes : of the memories and logits kept for corrections, per segment.
+    encode_batch : slices encoded at once.
+    row_batch : objects times directions decoded at once.
+    """
+
+    focus: bool = True
+    stop_rules: bool = True
+    both_directions: bool = True
+    meet_between: bool = True
+    only_changed: bool = True
+    drawn_prompts: bool | None = None
+    carried_logits: bool | None = None
+    stretch: bool = False
+    prompts_decide: bool = True
+    cache_bytes: int = 2 << 30
+    memory_bytes: int = 1 << 30
+    encode_batch: int = 4
+    row_batch: int = 32
+
+    @classmethod
+    def like_upstream(cls, *, both_directions: bool = False) -> EngineOptions:
+        """Return the choices under which the masks equal those of ``SAM2VideoPredictor``."""
+        return cls(
+            focus=False,
+            stop_rules=False,
+            both_directions=both_directions,
+            meet_between=False,
+            only_changed=False,
+            drawn_prompts=False,
+            carried_logits=False,
+            stretch=True,
+            prompts_decide=False,
+        )

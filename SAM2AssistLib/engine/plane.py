@@ -1,0 +1,176 @@
+"""All that works on the slices of a volume along one axis: encoder, network, focus and tracker; and the decoding of prompts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SAM2AssistLib.engine.appearance import Channels
+from SAM2AssistLib.engine.encoder import SliceEncoder
+from SAM2AssistLib.engine.focus import Focus
+from SAM2AssistLib.engine.memory import Recall, SliceState, recall
+from SAM2AssistLib.engine.network import Network
+from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
+from SAM2AssistLib.engine.tracker import Tracker
+from SAM2AssistLib.engine.views import View, cut, stretched_slice, whole_slice
+from SAM2AssistLib.volume import CTVolume, Window
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+MOST_LOOKS = 3
+"""How often one prompt may be decoded through a better fitting view."""
+CLOSER_FROM = 0.75
+"""A view must be smaller than this share of the present one to be worth another look."""
+
+
+class Plane:
+    """The slices of a volume along one axis.
+
+    Parameters
+    ----------
+    model : a SAM2.
+    volume, axis, window, channels : what is seen, and how.
+    options : of the session.
+    """
+
+    def __init__(
+        self, model: SAM2Base, volume: CTVolume, axis: int, window: Window, channels: Channels, options: EngineOptions
+    ) -> None:
+        rows, columns = (n for a, n in enumerate(volume.shape_kji) if a != axis)
+        self.axis, self.slices, self.shape = axis, volume.shape_kji[axis], (rows, columns)
+        spacing = volume.slice_spacing(axis)
+        self.focus = Focus(self.shape, spacing) if options.focus else None
+        self.whole = stretched_slice(self.shape) if options.stretch else whole_slice(self.shape, spacing)
+        self.encoder = SliceEncoder(
+            model, volume, axis, window, channels, budget_bytes=options.cache_bytes, batch=options.encode_batch
+        )
+        self.network = Network(model, self.encoder, options)
+        self.tracker = Tracker(self.network, self.focus, self.shape)
+
+    def decode_last(self, findings: Findings, index: int) -> SliceState:
+        """Decode a slice whose last prompt is new; the state of the slice is what came before it."""
+        prompts = findings.on(index)
+        if prompts[-1].mask is not None:
+            return self._from_mask(index, prompts[-1].mask)
+        return self._from_points(findings, index, prompts, findings.states.get(index))
+
+    def decode_all(self, findings: Findings, index: int) -> SliceState | None:
+        """Decode a slice from all its prompts in their order; what it was before them if there are none."""
+        state = findings.bases.get(index)
+        for count in range(1, len(findings.on(index)) + 1):
+            prompts = findings.on(index)[:count]
+            mask = prompts[-1].mask
+            state = self._from_points(findings, index, prompts, state) if mask is None else self._from_mask(index, mask)
+        return state
+
+    def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
+        """Return the slice's mask (rows, columns) bool: the user's own where that was the last word, else the network's."""
+        prompts = findings.on(index)
+        if prompts and prompts[-1].mask is not None:
+            return prompts[-1].mask
+        return np.zeros(self.shape, bool) if state is None else self.tracker.mask_of(state)
+
+    def _from_mask(self, index: int, mask: np.ndarray) -> SliceState:
+        view = self.focus.around_mask(mask) if self.focus is not None and mask.any() else self.whole
+        size = self.network.model.image_size
+        seen = (cut(mask.astype(np.float32), view, size, 0.0) >= 0.5).float()
+        return self.network.from_mask(index, view, seen)
+
+    def _from_points(
+        self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], previous: SliceState | None
+    ) -> SliceState:
+        # An edited mask starts afresh: what was clicked before it is in it already.
+        edits = [n for n, p in enumerate(prompts) if p.mask is not None]
+        prompts = prompts[edits[-1] + 1 :] if edits else prompts
+        boxes = [p for p in prompts if p.is_box][-1:]
+        ordered = [*boxes, *(p for p in prompts if not p.is_box)]  # SAM2 is trained with the box before the clicks
+        points = np.concatenate([p.points for p in ordered])
+        labels = np.concatenate([p.labels for p in ordered])
+        view = self._view_for(points, boxes, previous)
+        for _ in range(MOST_LOOKS):
+            state = self._decode(findings, index, view, points, labels, previous)
+            better = self._better_view(view, state, points)
+            if better is None:
+                break
+            view = better
+        return state
+
+    def _decode(
+        self,
+        findings: Findings,
+        index: int,
+        view: View,
+        points: np.ndarray,
+        labels: np.ndarray,
+        previous: SliceState | None,
+    ) -> SliceState:
+        base = findings.bases.get(index)
+        memories = None if base is None else self._recall(findings, index, base, view)
+        size = self.network.model.image_size
+        return self.network.from_points(
+            index, view, view.to_input(points, size), labels, previous=previous, recall=memories
+        )
+
+    def _recall(self, findings: Findings, index: int, base: SliceState, view: View) -> Recall:
+        """Recall what the slice was tracked with when it is corrected, as SAM2 does."""
+        conditioning = {k: s for k, s in findings.conditioning.items() if k != index}
+        if not conditioning:
+            return Recall((), ())
+        found = recall(
+            self.network.model,
+            index,
+            reverse=base.reverse,
+            slices=self.slices,
+            conditioning=conditioning,
+            tracked=lambda k: None if k in conditioning or k == index else findings.states.get(k),
+        )
+        places = {id(s): k for k, s in findings.states.items()}
+        moved = tuple((t, self.network.seen_through(places[id(s)], s, view)) for t, s in found.memories)
+        return Recall(moved, found.pointers)
+
+    def _view_for(self, points: np.ndarray, boxes: Sequence[PlacedPrompt], previous: SliceState | None) -> View:
+        if self.focus is None:
+            return self.whole
+        if previous is not None:
+            seen = self.tracker.mask_of(previous)
+            return previous.view if _inside(points, previous.view) else self._view_with(points, seen)
+        if not boxes:
+            return self.whole
+        return self._view_with(points, np.zeros(self.shape, bool))
+
+    def _view_with(self, points: np.ndarray, mask: np.ndarray) -> View:
+        assert self.focus is not None
+        if mask.any():
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            points = np.concatenate([points, [[rows[0], columns[0]], [rows[-1], columns[-1]]]])
+        low, high = points.min(axis=0), points.max(axis=0)
+        return self.focus.around((low[0], low[1]), (high[0], high[1]))
+
+    def _better_view(self, view: View, state: SliceState, points: np.ndarray) -> View | None:
+        """Propose a view that fits the mask better: closer for something small, larger for what reaches the edge."""
+        if self.focus is None:
+            return None
+        mask = self.tracker.mask_of(state)
+        if not mask.any():
+            return None
+        if self.focus.outgrown(mask, view):
+            better = self._view_with(points, mask)
+            return None if better == view or better.rows < view.rows else better
+        if view == self.whole:
+            better = self._view_with(points, mask)
+            return better if better.rows < CLOSER_FROM * view.rows else None
+        return None
+
+
+def _inside(points: np.ndarray, view: View) -> bool:
+    low, high = points.min(axis=0), points.max(axis=0)
+    return bool(
+        low[0] >= view.row
+        and low[1] >= view.column
+        and high[0] < view.row + view.rows
+        and high[1] < view.column + view.columns
+    )

@@ -1,0 +1,197 @@
+"""One propagation: which lanes run, and what becomes of the slices they visit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from SAM2AssistLib.engine.history import Recorder
+from SAM2AssistLib.engine.memory import SliceState
+from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.plane import Plane
+from SAM2AssistLib.engine.segment import Gap, Segment, gaps
+from SAM2AssistLib.engine.stopping import StopJudge
+from SAM2AssistLib.engine.tracker import Lane, Visit
+from SAM2AssistLib.prompting.dense import LOGIT_LIMIT
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of a propagation: one slice of one segment is done.
+
+    Attributes
+    ----------
+    segment : which.
+    axis, index : the slice, along the array axis (0 = k, 1 = j, 2 = i).
+    done, total : slices visited, and slices that will have been visited at most; the total falls where an object ends early.
+    """
+
+    segment: Segment
+    axis: int
+    index: int
+    done: int
+    total: int
+
+
+@dataclass
+class Job:
+    """One segment's part of a propagation.
+
+    Attributes
+    ----------
+    recorder : through which its mask is written.
+    plane : its slices.
+    gaps : between its prompted slices, still to be filled.
+    lanes : running in them.
+    found : states of the visited slices.
+    """
+
+    recorder: Recorder
+    plane: Plane
+    options: EngineOptions
+    gaps: list[Gap] = field(init=False)
+    lanes: list[Lane] = field(default_factory=list)
+    found: dict[int, SliceState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        findings = self.recorder.record.findings
+        first, last = findings.limits or (0, self.plane.slices - 1)
+        stale = findings.stale if self.options.only_changed else None
+        self.gaps = gaps(list(findings.conditioning), stale, first, last)
+
+    def rounds(self) -> Iterator[list[Lane]]:
+        """Yield the lanes that run together; the next ones when these have ended."""
+        if self.options.meet_between:
+            self.lanes = [lane for gap in self.gaps for lane in self._lanes_in(gap)]
+            yield self.lanes
+            return
+        # As upstream: from the first prompted slice up to the end, then from it down, passing over other prompted slices.
+        prompted = list(self.recorder.record.findings.conditioning)
+        ends = [max(g.last for g in self.gaps)] if self.gaps and self.gaps[-1].last > prompted[0] else []
+        ends += [self.gaps[0].first] if self.gaps and self.gaps[0].first < prompted[0] else []
+        if self.options.both_directions:
+            self.lanes = [self._lane(prompted[0], end, stops=self.options.stop_rules) for end in ends]
+            yield self.lanes
+            return
+        for end in ends:
+            lane = self._lane(prompted[0], end, stops=self.options.stop_rules)
+            self.lanes.append(lane)
+            yield [lane]
+
+    def _lanes_in(self, gap: Gap) -> Iterator[Lane]:
+        between = gap.low is not None and gap.high is not None
+        stops = self.options.stop_rules and not between
+        if gap.low is not None:
+            yield self._lane(gap.low, gap.last, stops=stops)
+        if gap.high is not None:
+            yield self._lane(gap.high, gap.first, stops=stops)
+
+    def _lane(self, start: int, last: int, *, stops: bool) -> Lane:
+        findings = self.recorder.record.findings
+        conditioning = findings.conditioning
+        area = int(self.recorder.record.slice_of(self.plane.axis, start).sum())
+        return Lane(
+            segment=self.recorder.record.handle.id,
+            start=start,
+            last=last,
+            view=conditioning[start].view,
+            conditioning=conditioning,
+            behind={**findings.states, **self.found},
+            stops=stops,
+            judge=StopJudge([area] if area else []),
+        )
+
+    def accept(self, visit: Visit) -> None:
+        """Write a visited slice, fused with what came from the other side if that was there before."""
+        state, mask = visit.lane.own[visit.index], visit.mask
+        other = self.found.get(visit.index)
+        gap = next((g for g in self.gaps if g.first <= visit.index <= g.last), None)
+        if other is not None and self.options.meet_between and gap is not None and gap.low is not None and gap.high is not None:
+            share = (visit.index - gap.low) / (gap.high - gap.low)
+            lower, upper = (other, state) if visit.lane.reverse else (state, other)
+            state = self._fused(lower, upper, share)
+            mask = self.plane.tracker.mask_of(state)
+        self.found[visit.index] = state
+        self.recorder.write(self.plane.axis, visit.index, mask)
+
+    def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
+        """Weigh what came from below and from above by nearness; where they disagree, confidence falls."""
+        near, far, weight = (upper, lower, share) if share > 0.5 else (lower, upper, 1 - share)
+        network, limit = self.plane.network, LOGIT_LIMIT
+        own = near.logits.float().clamp(-limit, limit)
+        others = network.carried(far, near.view).clamp(-limit, limit)
+        logits = weight * own + (1 - weight) * others
+        agreement = _dice(self.plane.tracker.mask_of(near), self.plane.tracker.mask_of(far))
+        return replace(
+            near,
+            logits=logits.half(),
+            iou=agreement * (weight * near.iou + (1 - weight) * far.iou),
+            object_score=near.object_score if bool((logits > 0).any()) == (near.object_score > 0) else -near.object_score,
+            memory=None,
+        )
+
+    def settle(self) -> None:
+        """Close the books: slices beyond an object's end lose their old mask, and what is finished is no longer stale."""
+        record = self.recorder.record
+        states = {**record.findings.states, **self.found}
+        finished = all(lane.finished for lane in self.lanes)
+        if finished and self.lanes:
+            prompted = record.findings.conditioning
+            for index in {k for g in self.gaps for k in g.slices()} - set(self.found) - set(prompted):
+                states.pop(index, None)
+                self.recorder.write(self.plane.axis, index, np.zeros(self.plane.shape, bool))
+        stale = frozenset() if finished else record.findings.stale
+        record.findings = replace(record.findings, states=states, stale=stale)
+
+
+class Propagation:
+    """Some segments' jobs, run together.
+
+    Parameters
+    ----------
+    jobs : one for each segment.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = list(jobs)
+        self._done = 0
+
+    def run(self) -> Iterator[Step]:
+        """Visit slices until all lanes have ended, yielding a step for each."""
+        waiting = [(job, job.rounds()) for job in self.jobs]
+        running: dict[int, tuple[Job, list[Lane], Iterator[list[Lane]]]] = {}
+        for number, (job, rounds) in enumerate(waiting):
+            running[number] = (job, next(rounds, []), rounds)
+        while running:
+            yield from self._lockstep([(job, lanes) for job, lanes, _ in running.values()])
+            for number, (job, lanes, rounds) in list(running.items()):
+                if all(lane.finished for lane in lanes):
+                    following = next(rounds, None)
+                    if following is None:
+                        del running[number]
+                    else:
+                        running[number] = (job, following, rounds)
+
+    def _lockstep(self, work: list[tuple[Job, list[Lane]]]) -> Iterator[Step]:
+        """Let every lane visit one slice; segments on the same axis share a batch."""
+        for plane in {id(job.plane): job.plane for job, _ in work}.values():
+            owner = {id(lane): job for job, lanes in work if job.plane is plane for lane in lanes}
+            lanes = [lane for job, group in work if job.plane is plane for lane in group]
+            for visit in plane.tracker.advance(lanes):
+                job = owner[id(visit.lane)]
+                job.accept(visit)
+                self._done += 1
+                total = self._done + sum(sum(1 for _ in lane.ahead) for _, g in work for lane in g if not lane.ended)
+                yield Step(job.recorder.record.handle, plane.axis, visit.index, self._done, total)
+
+    def settle(self) -> None:
+        """Close the books of all jobs; also after a cancellation."""
+        for job in self.jobs:
+            job.settle()
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0

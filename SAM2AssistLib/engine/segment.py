@@ -1,0 +1,160 @@
+"""A segment in a session: its prompts, what the network made of them, and its mask."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from SAM2AssistLib.engine.memory import SliceState
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A handle to a segment of a session.
+
+    Attributes
+    ----------
+    id : unique in its session.
+    name : as the user calls it.
+    """
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedPrompt:
+    """A prompt on a slice, in pixels (row, column) of that slice.
+
+    Attributes
+    ----------
+    id : unique in its session.
+    index : of the slice.
+    points : (1, 2) position of a click, or (2, 2) corners of a box, or (0, 2) for a mask.
+    labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
+    mask : (rows, columns) bool for a mask prompt, else None.
+    reach : first and last slice of a box in three dimensions, else None.
+    """
+
+    id: int
+    index: int
+    points: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray | None = None
+    reach: tuple[int, int] | None = None
+
+    @property
+    def is_box(self) -> bool:
+        """Whether it is a box."""
+        return len(self.labels) == 2  # noqa: PLR2004 - two corners
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that undo has to bring back besides the mask; never changed in place, so that a snapshot costs nothing.
+
+    Attributes
+    ----------
+    axis : array axis along which the segment is propagated; None before the first prompt.
+    prompts : in the order in which they were given.
+    states : by slice, prompted and tracked.
+    bases : by prompted slice, the state it had before its first prompt (None if it had none).
+    stale : slices whose neighbourhood has to be propagated again, because a prompt on them came, went or changed.
+    """
+
+    axis: int | None = None
+    prompts: tuple[PlacedPrompt, ...] = ()
+    states: dict[int, SliceState] = field(default_factory=dict)
+    bases: dict[int, SliceState | None] = field(default_factory=dict)
+    stale: frozenset[int] = frozenset()
+
+    def on(self, index: int) -> tuple[PlacedPrompt, ...]:
+        """Prompts on a slice, in order."""
+        return tuple(p for p in self.prompts if p.index == index)
+
+    @property
+    def limits(self) -> tuple[int, int] | None:
+        """First and last slice that boxes in three dimensions allow, other prompted slices included; None for no limit."""
+        reaches = [p.reach for p in self.prompts if p.reach is not None]
+        if not reaches:
+            return None
+        ends = [*itertools.chain(*reaches), *(p.index for p in self.prompts)]
+        return min(ends), max(ends)
+
+    @property
+    def conditioning(self) -> dict[int, SliceState]:
+        """States of the prompted slices, by slice, from low to high."""
+        return {k: self.states[k] for k in sorted({p.index for p in self.prompts}) if k in self.states}
+
+    def with_state(self, index: int, state: SliceState | None) -> Findings:
+        """Return a copy in which one slice has another state, or none."""
+        states = {k: s for k, s in self.states.items() if k != index}
+        if state is not None:
+            states[index] = state
+        return replace(self, states=states)
+
+
+@dataclass
+class SegmentRecord:
+    """The segment itself.
+
+    Attributes
+    ----------
+    handle : its id and name.
+    mask : (k, j, i) bool.
+    findings : everything else.
+    """
+
+    handle: Segment
+    mask: np.ndarray
+    findings: Findings = field(default_factory=Findings)
+
+    def slice_of(self, axis: int, index: int) -> np.ndarray:
+        """Return one slice of the mask as a view that can be written to."""
+        selection: list[slice | int] = [slice(None)] * 3
+        selection[axis] = index
+        return self.mask[tuple(selection)]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Slices between prompted ones, to be propagated.
+
+    Attributes
+    ----------
+    low, high : the prompted slices it lies between; one of them is None at the ends of the volume.
+    first, last : its slices, both included.
+    """
+
+    low: int | None
+    high: int | None
+    first: int
+    last: int
+
+    def slices(self) -> Iterator[int]:
+        """Its slices from low to high."""
+        return iter(range(self.first, self.last + 1))
+
+
+def gaps(prompted: list[int], stale: frozenset[int] | None, first: int, last: int) -> list[Gap]:
+    """List the gaps between prompted slices.
+
+    Parameters
+    ----------
+    prompted : sorted slice indices.
+    stale : only gaps that touch one of these slices are listed; None lists all.
+    first, last : the slices that may be propagated to.
+    """
+    edges: list[int | None] = [None, *prompted, None]
+    found = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        begin = first if low is None else max(first, low + 1)
+        end = last if high is None else min(last, high - 1)
+        reach_low, reach_high = (first if low is None else low), (last if high is None else high)
+        touched = stale is None or any(reach_low <= k <= reach_high for k in stale)
+        if begin <= end and touched and (low is not None or high is not None):
+            found.append(Gap(low, high, begin, end))
+    return found

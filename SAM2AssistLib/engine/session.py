@@ -1,0 +1,349 @@
+"""A session: one volume, some segments, prompts in and masks out.
+
+    with engine.open(volume) as session:
+        liver = session.add_segment("liver")
+        session.add_point(liver, point_ras)
+        for step in session.propagate():
+            ...
+        mask = session.mask(liver)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from SAM2AssistLib.engine.history import Command, History, Recorder
+from SAM2AssistLib.engine.plane import Plane
+from SAM2AssistLib.engine.propagation import Job, Propagation, Step
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, box_from_ras, point_from_ras
+from SAM2AssistLib.volume import CTVolume, Window
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+
+_AXIS_WORDS = ("k", "j", "i")
+
+
+class Session:
+    """Segments of one volume; made by `Engine.open`.
+
+    Parameters
+    ----------
+    engine : whose model works here.
+    volume : what is segmented; it is never changed.
+    axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel, unless their first prompt is a box flat in another.
+    window : HU window for the whole volume.
+    """
+
+    def __init__(self, engine: Engine, volume: CTVolume, axis: int, window: Window) -> None:
+        self.engine, self.volume, self.axis, self.window = engine, volume, axis, window
+        self.history = History()
+        self._records: dict[int, SegmentRecord] = {}
+        self._planes: dict[int, Plane] = {}
+        self._ids = itertools.count(1)
+        self._cancelled = False
+        self._running: Generator[Step, None, None] | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the features; the masks stay readable."""
+        self._interrupt()
+        self._planes.clear()
+
+    # Segments
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments in the order in which they were added."""
+        return tuple(record.handle for _, record in sorted(self._records.items()))
+
+    def add_segment(self, name: str) -> Segment:
+        """Add an empty segment.
+
+        Raises
+        ------
+        InputError
+            If the name is empty or taken.
+        """
+        name = name.strip()
+        if not name:
+            raise InputError("A segment needs a name; give it one such as 'liver'.")
+        if any(record.handle.name == name for record in self._records.values()):
+            raise InputError(f"There is a segment {name!r} already; choose another name.")
+        handle = Segment(next(self._ids), name)
+        record = SegmentRecord(handle, np.zeros(self.volume.shape_kji, bool))
+        self._records[handle.id] = record
+        self.history.add(Command(f"add {name}", handle.id, None, record.findings, (), record))
+        return handle
+
+    def remove_segment(self, segment: Segment) -> None:
+        """Remove a segment with its prompts and its mask; undo brings it back."""
+        record = self._record(segment)
+        del self._records[segment.id]
+        self.history.add(Command(f"remove {segment.name}", segment.id, record.findings, None, (), record))
+
+    def mask(self, segment: Segment) -> np.ndarray:
+        """Return a copy of the mask as it is now; bool (k, j, i)."""
+        return self._record(segment).mask.copy()
+
+    def prompts(self, segment: Segment) -> tuple[PlacedPrompt, ...]:
+        """Return the segment's prompts in the order in which they were given."""
+        return self._record(segment).findings.prompts
+
+    def segment_axis(self, segment: Segment) -> int:
+        """Array axis (0 = k, 1 = j, 2 = i) along which the segment is propagated."""
+        axis = self._record(segment).findings.axis
+        return self.axis if axis is None else axis
+
+    def confidence(self, segment: Segment) -> dict[int, float]:
+        """Give the predicted IoU, in [0, 1], of every slice that a prompt or a propagation has reached."""
+        return {k: state.iou for k, state in sorted(self._record(segment).findings.states.items())}
+
+    # Prompts
+
+    def add_point(self, segment: Segment, point_ras: ArrayLike, *, positive: bool = True) -> np.ndarray:
+        """Click.
+
+        Parameters
+        ----------
+        point_ras : (3,) RAS mm.
+        positive : in the segment, or outside of it.
+
+        Returns
+        -------
+        The segment's mask on the clicked slice, at once; bool (rows, columns).
+
+        Raises
+        ------
+        InputError
+            If the point lies outside the volume; nothing changes then.
+        """
+        return self.place_point(segment, point_from_ras(self.volume, point_ras, positive))
+
+    def add_box(self, segment: Segment, min_ras: ArrayLike, max_ras: ArrayLike) -> np.ndarray:
+        """Draw a box: on a slice, or in three dimensions, which also bounds the propagation.
+
+        Parameters
+        ----------
+        min_ras, max_ras : (3,) opposite corners, RAS mm; flat in one axis for a box on a slice.
+
+        Returns
+        -------
+        The segment's mask on the box's slice (its middle one in three dimensions); bool (rows, columns).
+
+        Raises
+        ------
+        InputError
+            If the box is empty, lies outside the volume, or is flat in another axis than the segment's.
+        """
+        return self.place_box(segment, box_from_ras(self.volume, min_ras, max_ras))
+
+    def place_point(self, segment: Segment, point: PointPrompt) -> np.ndarray:
+        """Do as `add_point`, in voxel indices."""
+        record = self._record(segment)
+        axis = self.segment_axis(segment)
+        index_kji = np.array(point.index_ijk)[::-1]
+        placed = PlacedPrompt(
+            next(self._ids), round(float(index_kji[axis])), _in_plane(index_kji, axis), np.array([int(point.positive)])
+        )
+        return self._place(record, axis, placed, "add point")
+
+    def place_box(self, segment: Segment, box: BoxPrompt) -> np.ndarray:
+        """Do as `add_box`, in voxel indices."""
+        record = self._record(segment)
+        axis = self._axis_for(record, box)
+        low, high = np.array(box.min_ijk)[::-1], np.array(box.max_ijk)[::-1]
+        first, last = round(float(low[axis])), round(float(high[axis]))
+        corners = np.concatenate([_in_plane(low, axis), _in_plane(high, axis)])
+        reach = (first, last) if box.axis is None else None
+        placed = PlacedPrompt(next(self._ids), (first + last) // 2, corners, np.array([2, 3]), reach=reach)
+        return self._place(record, axis, placed, "add box")
+
+    def add_mask(self, segment: Segment, index: int, mask: ArrayLike) -> np.ndarray:
+        """Take an edited slice as a prompt, as it is.
+
+        Parameters
+        ----------
+        index : of the slice along the segment's axis.
+        mask : (rows, columns), bool or 0 and 1; an empty one says that the segment is not on this slice.
+
+        Raises
+        ------
+        InputError
+            If there is no such slice or the mask has another shape.
+        """
+        record = self._record(segment)
+        axis = self.segment_axis(segment)
+        shape = tuple(n for a, n in enumerate(self.volume.shape_kji) if a != axis)
+        edited = np.asarray(mask).astype(bool)
+        if edited.shape != shape:
+            raise InputError(f"The slice is {shape[0]} x {shape[1]} pixels, but the mask is {edited.shape}; draw it on the slice.")
+        self.volume.slice_hu(axis, index)  # raises for a slice that is not there
+        placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), edited)
+        return self._place(record, axis, placed, "edit mask")
+
+    def add_prompts(self, prompts: SegmentPrompts) -> Segment:
+        """Add a segment with all its prompts, boxes first, as a prompt file lists them."""
+        segment = self.add_segment(prompts.name)
+        # Along the axis a flat box lies in, before any click can settle on another.
+        for box in sorted(prompts.boxes, key=lambda b: b.axis is None):
+            self.place_box(segment, box)
+        for point in prompts.points:
+            self.place_point(segment, point)
+        return segment
+
+    def remove_prompt(self, segment: Segment, prompt: PlacedPrompt) -> None:
+        """Remove a prompt; the slice shows what it would without it, and the neighbourhood is propagated anew next time."""
+        record = self._record(segment)
+        old = record.findings
+        if prompt.id not in {p.id for p in old.prompts}:
+            raise InputError(f"The prompt is not one of {segment.name!r}; it may have been removed before.")
+        self._interrupt()
+        axis, index = self.segment_axis(segment), prompt.index
+        with self._recording("remove prompt", record) as recorder:
+            left = tuple(p for p in old.prompts if p.id != prompt.id)
+            if not left:
+                record.findings = Findings()
+                for k in old.states:
+                    recorder.write(axis, k, np.zeros(self._plane(axis).shape, bool))
+                return
+            new = replace(old, prompts=left, stale=old.stale | {index})
+            state = self._plane(axis).decode_all(new, index)
+            if not new.on(index):
+                new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})
+            record.findings = new.with_state(index, state)
+            recorder.write(axis, index, self._plane(axis).mask_of(new, index, state))
+
+    # Propagation
+
+    def propagate(self, segments: Sequence[Segment] | None = None) -> Iterator[Step]:
+        """Carry segments from their prompted slices through the volume.
+
+        Only what prompts have made stale is visited. The generator may be left at any time, or told to end with `cancel`: slices
+        that are finished stay, the others are as they were. The next change of a prompt ends it, too. All of it is one step of
+        undo for each segment.
+
+        Parameters
+        ----------
+        segments : all that have prompts, if not given.
+
+        Yields
+        ------
+        Step
+            One for every slice of every segment.
+        """
+        self._interrupt()
+        records = [self._record(s) for s in (self.segments if segments is None else segments)]
+        fresh = not self.engine.options.only_changed
+        chosen = [r for r in records if r.findings.prompts and (r.findings.stale or fresh)]
+        recorders = [Recorder(f"propagate {r.handle.name}", r) for r in chosen]
+        self._cancelled = False
+        self._running = self._propagate(recorders)
+        return self._running
+
+    def _propagate(self, recorders: list[Recorder]) -> Generator[Step, None, None]:
+        options = self.engine.options
+        run = Propagation([Job(r, self._plane(self.segment_axis(r.record.handle)), options) for r in recorders])
+        try:
+            for step in run.run():
+                yield step
+                if self._cancelled:
+                    return
+        finally:
+            run.settle()
+            for recorder in recorders:
+                self.history.add(recorder.command())
+
+    def cancel(self) -> None:
+        """Ask a running propagation to end before its next slice; may be called from another thread."""
+        self._cancelled = True
+
+    def _interrupt(self) -> None:
+        """End a propagation that was left half-way, so that its finished slices are kept before something else changes."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    # Undo
+
+    def undo(self) -> str | None:
+        """Take the last change of prompts and masks back; returns what it was, or None if there is none."""
+        self._interrupt()
+        return self.history.undo(self._records)
+
+    def redo(self) -> str | None:
+        """Bring back what was undone last; returns what it was, or None if there is none."""
+        self._interrupt()
+        return self.history.redo(self._records)
+
+    # Inside
+
+    def _record(self, segment: Segment) -> SegmentRecord:
+        record = self._records.get(segment.id)
+        if record is None:
+            raise InputError(f"The segment {segment.name!r} is not in this session; it may have been removed.")
+        return record
+
+    def _plane(self, axis: int) -> Plane:
+        if axis not in self._planes:
+            engine = self.engine
+            self._planes[axis] = Plane(engine.model, self.volume, axis, self.window, engine.channels, engine.options)
+        return self._planes[axis]
+
+    def _axis_for(self, record: SegmentRecord, box: BoxPrompt) -> int:
+        settled = record.findings.axis
+        if box.axis is None or box.axis == settled:
+            return self.axis if settled is None else settled
+        if settled is None:
+            return box.axis
+        raise InputError(
+            f"The box for {record.handle.name!r} is flat in {_AXIS_WORDS[box.axis]}, but its other prompts are on slices along "
+            f"{_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
+        )
+
+    def _place(self, record: SegmentRecord, axis: int, placed: PlacedPrompt, title: str) -> np.ndarray:
+        self._interrupt()
+        index = placed.index
+        with self._recording(title, record) as recorder:
+            old = record.findings
+            bases = old.bases if index in old.bases else {**old.bases, index: old.states.get(index)}
+            new = replace(old, axis=axis, prompts=(*old.prompts, placed), bases=bases, stale=old.stale | {index})
+            plane = self._plane(axis)
+            state = plane.decode_last(new, index)
+            record.findings = new.with_state(index, state)
+            mask = plane.mask_of(new, index, state)
+            recorder.write(axis, index, mask)
+        return mask.copy()
+
+    @contextmanager
+    def _recording(self, title: str, record: SegmentRecord) -> Iterator[Recorder]:
+        """Note a change for undo; if it fails half-way, nothing has changed."""
+        recorder = Recorder(title, record)
+        try:
+            yield recorder
+        except BaseException:
+            recorder.restore()
+            raise
+        self.history.add(recorder.command())
+
+
+def _in_plane(index_kji: np.ndarray, axis: int) -> np.ndarray:
+    """Give the (1, 2) position (row, column) of a voxel position on its slice along an axis."""
+    return np.delete(index_kji, axis)[None]

@@ -1,0 +1,201 @@
+"""The tracker: lanes that carry segments from prompted slices through the volume, in lockstep.
+
+A lane is one segment going one way from one prompted slice. All lanes take their next slice together, as one batch through the
+memory attention, the mask decoder and the memory encoder; SAM2's own predictor does one object and one direction after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from SAM2AssistLib.engine.focus import Focus
+from SAM2AssistLib.engine.heads import ABSENT_LOGIT
+from SAM2AssistLib.engine.memory import Recall, SliceState, recall
+from SAM2AssistLib.engine.network import Network, Row
+from SAM2AssistLib.engine.stopping import StopJudge
+from SAM2AssistLib.engine.views import View, uncut
+
+MOST_REFOCUSINGS = 2
+"""How often one slice may be looked at again through a larger view before it is taken as it is."""
+
+
+@dataclass
+class Lane:
+    """One segment on its way from a prompted slice.
+
+    Attributes
+    ----------
+    segment : identifier of the segment.
+    start, last : the prompted slice, and the last slice to visit; the direction follows from them.
+    view : through which the lane sees its slices; changes as the mask grows.
+    conditioning : the segment's prompted slices.
+    behind : states that earlier passes left, for memories of slices before the start.
+    stops : whether it ends where the object ends; between two prompted slices it does not.
+    own : states of the slices visited so far.
+    """
+
+    segment: int
+    start: int
+    last: int
+    view: View
+    conditioning: dict[int, SliceState]
+    behind: Mapping[int, SliceState]
+    stops: bool
+    own: dict[int, SliceState] = field(default_factory=dict)
+    judge: StopJudge = field(default_factory=StopJudge)
+    ended: bool = False
+    position: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = self.start
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the lane goes down the slice indices."""
+        return self.last < self.start
+
+    @property
+    def next_index(self) -> int:
+        """The slice to be visited next."""
+        return next(iter(self.ahead), self.position)
+
+    @property
+    def ahead(self) -> Iterator[int]:
+        """Slices still to be visited, nearest first; prompted ones are passed over."""
+        step = -1 if self.reverse else 1
+        places = range(self.position + step, self.last + step, step)
+        return (place for place in places if place not in self.conditioning)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to visit."""
+        return self.ended or next(self.ahead, None) is None
+
+    def state(self, index: int) -> SliceState | None:
+        """Look up a visited slice, or one behind the start that an earlier pass left."""
+        if index in self.own:
+            return self.own[index]
+        is_ahead = index < self.start if self.reverse else index > self.start
+        return None if is_ahead or index in self.conditioning else self.behind.get(index)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A slice that a lane has just visited.
+
+    Attributes
+    ----------
+    lane : which.
+    index : of the slice.
+    mask : (rows, columns) bool of the whole slice.
+    """
+
+    lane: Lane
+    index: int
+    mask: np.ndarray
+
+
+class Tracker:
+    """Moves lanes.
+
+    Parameters
+    ----------
+    network : at work on the volume.
+    focus : chooses views, or None to keep them as they are.
+    shape : (rows, columns) of the slices.
+    """
+
+    def __init__(self, network: Network, focus: Focus | None, shape: tuple[int, int]) -> None:
+        self.network, self.focus, self.shape = network, focus, shape
+
+    def advance(self, lanes: Iterable[Lane]) -> list[Visit]:
+        """Let every unfinished lane visit its next slice; returns the visits in the order of the lanes."""
+        active = [lane for lane in lanes if not lane.finished]
+        if not active:
+            return []
+        states = self._look(active)
+        masks = [self.mask_of(state) for state in states]
+        for n, lane in enumerate(active):
+            if lane.stops and not lane.judge.accepts(int(masks[n].sum()), states[n].iou):
+                states[n], masks[n] = _emptied(states[n]), np.zeros_like(masks[n])
+        states = self.network.remember([lane.next_index for lane in active], states)
+        visits = []
+        for lane, state, mask in zip(active, states, masks, strict=True):
+            lane.position = lane.next_index
+            lane.own[lane.position] = state
+            self._forget(lane)
+            lane.ended = lane.stops and lane.judge.ends(int(mask.sum()))
+            visits.append(Visit(lane, lane.position, mask))
+        return visits
+
+    def mask_of(self, state: SliceState) -> np.ndarray:
+        """Return the mask (rows, columns) bool that a state means."""
+        mask = np.zeros(self.shape, bool)
+        values, inside = uncut(state.logits, state.view, self.shape)
+        mask[inside] = values > 0
+        return mask
+
+    def _look(self, lanes: Sequence[Lane]) -> list[SliceState]:
+        states = self.network.track([self._row(lane) for lane in lanes])
+        if self.focus is None:
+            return states
+        for _ in range(MOST_REFOCUSINGS):
+            again = []
+            for n, lane in enumerate(lanes):
+                mask = self.mask_of(states[n])
+                if self.focus.outgrown(mask, lane.view):
+                    view = self.focus.around_mask(mask, lane.view)
+                    if view != lane.view:
+                        lane.view = view
+                        again.append(n)
+            if not again:
+                break
+            for n, state in zip(again, self.network.track([self._row(lanes[n]) for n in again]), strict=True):
+                states[n] = state
+        return states
+
+    def _row(self, lane: Lane) -> Row:
+        index = lane.next_index
+        remembered = recall(
+            self.network.model,
+            index,
+            reverse=lane.reverse,
+            slices=self.network.slices,
+            conditioning=lane.conditioning,
+            tracked=lane.state,
+        )
+        # Memories lie on the grid of the view they were made in: those of another view are made again.
+        moved = tuple((t, self._in_lane_view(lane, state)) for t, state in remembered.memories)
+        place = index + (1 if lane.reverse else -1)
+        before = lane.own.get(place) or lane.conditioning[place]
+        return Row(
+            index, lane.view, Recall(moved, remembered.pointers), self.network.carried(before, lane.view), lane.reverse
+        )
+
+    def _in_lane_view(self, lane: Lane, state: SliceState) -> SliceState:
+        if state.view == lane.view and state.memory is not None:
+            return state
+        for book in (lane.own, lane.conditioning):
+            for index, known in book.items():
+                if known is state:
+                    book[index] = self.network.seen_through(index, state, lane.view)
+                    return book[index]
+        # What earlier passes left is not the lane's to change.
+        index = next(k for k, known in lane.behind.items() if known is state)
+        return self.network.seen_through(index, state, lane.view)
+
+    def _forget(self, lane: Lane) -> None:
+        """Drop the memory that is too far behind to be recalled; it is made again from its mask if a correction needs it."""
+        far = lane.position + self.network.model.num_maskmem * (1 if lane.reverse else -1)
+        if far in lane.own:
+            lane.own[far] = replace(lane.own[far], memory=None)
+
+
+def _emptied(state: SliceState) -> SliceState:
+    return replace(
+        state, logits=torch.full_like(state.logits, ABSENT_LOGIT), object_score=-abs(state.object_score), iou=0.0
+    )

@@ -1,0 +1,299 @@
+"""The headers of DICOM images in a folder: what they are, where they lie, and whether their files are complete."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from SAM2AssistLib.errors import InputError
+
+# What pydicom raises on a file that is cut off or overwritten somewhere in its header.
+_PARSE_ERRORS = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+)
+
+# First elements of files that were stored without the preamble: groups 0002 and 0008, little endian.
+_FIRST_TAGS_WITHOUT_PREAMBLE = {
+    struct.pack("<HH", group, element)
+    for group, elements in ((0x0002, (0, 1, 2)), (0x0008, (0, 1, 5, 8, 0x12, 0x16)))
+    for element in elements
+}
+
+_TAGS = [
+    "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType", "Rows", "Columns",
+    "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+]  # fmt: skip
+
+# DICOM PS3.4 B.5: what has to contain pixels. Anything else without pixels is a report, a plan or a directory.
+_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED_CLASSES = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2", "1.2.840.10008.5.1.4.1.1.4.1"}
+_IMAGE_CLASSES = _ENHANCED_CLASSES | {
+    _CT_IMAGE,
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+}
+
+# Objects with pixels that are not the image of a patient.
+_DERIVED_MODALITIES = {"SEG", "RTDOSE", "RTIMAGE", "PR", "REG", "DOC"}
+
+_PIXEL_DATA = (0x7FE0, 0x0010)
+_ITEM = (0xFFFE, 0xE000)
+_SEQUENCE_END = (0xFFFE, 0xE0DD)
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+# VRs that PixelData may have, which are followed by two reserved bytes and a length of four (PS3.5, 7.1.2).
+_PIXEL_VRS = (b"OB", b"OW", b"UN")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGrid:
+    """Where an image lies: DICOM PS3.3 C.7.6.2.1.1.
+
+    Attributes
+    ----------
+    position_lps : ndarray, shape (3,)
+        Centre of the first pixel in LPS mm (ImagePositionPatient).
+    direction_i, direction_j : ndarray, shape (3,)
+        LPS unit vectors along a row and along a column (ImageOrientationPatient).
+    row_spacing, column_spacing : float
+        Distance of rows and of columns in mm (PixelSpacing).
+    """
+
+    position_lps: NDArray[np.float64]
+    direction_i: NDArray[np.float64]
+    direction_j: NDArray[np.float64]
+    row_spacing: float
+    column_spacing: float
+
+    @property
+    def normal_lps(self) -> NDArray[np.float64]:
+        """LPS unit vector across the image, on the side that makes (i, j, normal) right-handed."""
+        normal = np.cross(self.direction_i, self.direction_j)
+        return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """What the slices of a stack have in common, in one array."""
+        return np.concatenate([self.direction_i, self.direction_j, [self.row_spacing, self.column_spacing]])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHeader:
+    """What is needed of one DICOM image.
+
+    Attributes
+    ----------
+    path : Path
+        Its file.
+    series_uid, description, modality : str
+        SeriesInstanceUID, SeriesDescription and Modality, empty where absent; some anonymizers empty the first too.
+    is_localizer : bool
+        True for overview images.
+    is_enhanced : bool
+        True for objects whose geometry is told frame by frame.
+    frames, samples : int
+        Number of frames, and of values per pixel.
+    shape : tuple of int
+        Rows and columns.
+    grid : ImageGrid or None
+        None if the header does not tell or contradicts itself.
+    is_complete : bool
+        False if the file ends before its pixel data does.
+    """
+
+    path: Path
+    series_uid: str
+    description: str
+    modality: str
+    is_localizer: bool
+    is_enhanced: bool
+    frames: int
+    samples: int
+    shape: tuple[int, int]
+    grid: ImageGrid | None
+    is_complete: bool
+
+
+@dataclass(frozen=True)
+class DamagedFile:
+    """A DICOM file of which not even the series is known; `reason` continues a sentence that begins with its name."""
+
+    path: Path
+    reason: str
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, with or without the preamble of 128 bytes."""
+    with path.open("rb") as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or start[:4] in _FIRST_TAGS_WITHOUT_PREAMBLE
+
+
+def series_of_file(path: Path) -> str:
+    """Give the SeriesInstanceUID of a DICOM image.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or is no image, such as a segmentation or a report.
+    """
+    found = _header_of(path)
+    if isinstance(found, DamagedFile):
+        raise InputError(f"{path.name} {found.reason}; copy it again.")
+    if found is None:
+        raise InputError(f"{path.name} is a DICOM object but not an image of a patient; give a CT image or its folder.")
+    return found.series_uid
+
+
+def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
+    """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over.
+
+    Raises
+    ------
+    InputError
+        If a file may not be read.
+    """
+    headers: list[ImageHeader] = []
+    damaged: list[DamagedFile] = []
+    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+        try:
+            found = _header_of(path) if _is_or_was_dicom(path) else None
+        except PermissionError as error:
+            raise InputError(f"{path.name} cannot be opened ({error.strerror}).") from error
+        if isinstance(found, ImageHeader):
+            headers.append(found)
+        elif found is not None:
+            damaged.append(found)
+    return headers, damaged
+
+
+def _is_or_was_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, or is empty but named as if it were."""
+    return is_dicom_file(path) or (path.stat().st_size == 0 and path.suffix.lower() == ".dcm")
+
+
+def _header_of(path: Path) -> ImageHeader | DamagedFile | None:
+    """Read the header of one DICOM file; None if it is complete but no image."""
+    if path.stat().st_size == 0:
+        return DamagedFile(path, "is empty (0 bytes)")
+    # Odd values in headers are common and harmless, and a warning on stderr would hide the one sentence that counts.
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+            is_complete = _has_all_pixels(file, dataset, path.stat().st_size)
+            return _image_header(path, dataset, is_complete)
+        except PermissionError:
+            raise
+        except _PARSE_ERRORS:
+            return DamagedFile(path, "is damaged or truncated: its DICOM header cannot be read")
+
+
+def _image_header(path: Path, dataset: FileDataset, is_complete: bool) -> ImageHeader | DamagedFile | None:
+    """Take from a data set what is needed."""
+    sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    if "Rows" not in dataset or "Columns" not in dataset:
+        if sop_class in _IMAGE_CLASSES or not sop_class:
+            return DamagedFile(path, "is damaged or truncated: its DICOM header is incomplete")
+        return None
+    modality = str(dataset.get("Modality") or "")
+    if modality in _DERIVED_MODALITIES:
+        return None
+    return ImageHeader(
+        path=path,
+        series_uid=str(dataset.get("SeriesInstanceUID") or ""),
+        description=str(dataset.get("SeriesDescription") or "").strip(),
+        modality=modality,
+        is_localizer="LOCALIZER" in [str(word).upper() for word in _values(dataset, "ImageType")],
+        is_enhanced=sop_class in _ENHANCED_CLASSES,
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        samples=int(dataset.get("SamplesPerPixel") or 1),
+        shape=(int(dataset.Rows), int(dataset.Columns)),
+        grid=_grid(dataset),
+        is_complete=is_complete,
+    )
+
+
+def _values(dataset: Dataset, keyword: str) -> list[object]:
+    """Values of an element that may be absent, empty, single or multiple."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str | int | float) else list(value)
+
+
+def _grid(dataset: Dataset) -> ImageGrid | None:
+    """Where the image lies, None if that is not told or impossible."""
+    position, orientation, spacing = (
+        np.array([float(str(value)) for value in _values(dataset, keyword)])
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+    )
+    if (position.size, orientation.size, spacing.size) != (3, 6, 2):
+        return None
+    directions = orientation.reshape(2, 3)
+    if not np.all(np.isfinite(np.concatenate([position, orientation, spacing]))) or np.any(spacing <= 0):
+        return None
+    # Orientation is often written with few decimals, so a length of nearly 1 is brought to 1.
+    lengths = np.linalg.norm(directions, axis=1)
+    if np.any(np.abs(lengths - 1) > 0.01) or abs(float(directions[0] @ directions[1])) > 0.01:
+        return None
+    direction_i = directions[0] / lengths[0]
+    direction_j = directions[1] - (directions[1] @ direction_i) * direction_i
+    return ImageGrid(
+        position_lps=position,
+        direction_i=direction_i,
+        direction_j=direction_j / np.linalg.norm(direction_j),
+        row_spacing=float(spacing[0]),
+        column_spacing=float(spacing[1]),
+    )
+
+
+def _has_all_pixels(file: BinaryIO, dataset: FileDataset, size: int) -> bool:
+    """Whether the pixel data that begins at the position of `file` is all there.
+
+    GDCM fills up what is missing in some compressions, so the length is counted here.
+    """
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return True
+    order = ">" if syntax is not None and not syntax.is_little_endian else "<"
+    start = file.read(8)
+    if len(start) < 8 or struct.unpack(f"{order}HH", start[:4]) != _PIXEL_DATA:
+        return False
+    is_long_form = start[4:6] in _PIXEL_VRS
+    length = struct.unpack(f"{order}I", file.read(4) if is_long_form else start[4:])[0]
+    if length == _UNDEFINED_LENGTH:
+        return _ends_with_delimiter(file, order, size)
+    bits = int(dataset.get("BitsAllocated") or 16) * int(dataset.get("SamplesPerPixel") or 1)
+    pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("NumberOfFrames") or 1)
+    return bool(length >= pixels * bits // 8 and size - file.tell() >= length)
+
+
+def _ends_with_delimiter(file: BinaryIO, order: str, size: int) -> bool:
+    """Walk over the fragments of encapsulated pixel data (PS3.5, A.4) to the delimiter that ends them."""
+    while len(head := file.read(8)) == 8:
+        group, element, length = struct.unpack(f"{order}HHI", head)
+        if (group, element) == _SEQUENCE_END:
+            return True
+        if (group, element) != _ITEM or file.tell() + length > size:
+            return False
+        file.seek(length, 1)
+    return False

@@ -1,0 +1,70 @@
+"""Writing a file as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from SAM2AssistLib.errors import OutputError
+
+# Endings of two parts by which writers know the format; of any other file the last part is the ending.
+DOUBLE_ENDINGS = (".seg.nrrd", ".nii.gz")
+
+
+def ending_of(path: str | Path) -> str:
+    """The ending by which the format of a file is known, in lower case: '.seg.nrrd', '.nii.gz', '.png', ..."""
+    name = Path(path).name.lower()
+    for ending in DOUBLE_ENDINGS:
+        if name.endswith(ending):
+            return ending
+    return Path(name).suffix
+
+
+@contextmanager
+def atomic_path(final: str | Path) -> Iterator[Path]:
+    """Give a path to write to, and put the file in its place when the block ends without an exception.
+
+    The path is in the folder of `final`, so that moving it is one step of the file system, and has the same ending, so
+    that writers which choose the format by it do the same. If anything goes wrong, also a cancellation, it is removed
+    and a file that was there before stays as it was.
+
+    Parameters
+    ----------
+    final : str or Path
+        Where the file is to be. A symbolic link is followed, so the file that it points to is replaced.
+
+    Yields
+    ------
+    Path
+        Where to write.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written (no such folder, no permission, disk full), from the block or from here.
+    """
+    final = Path(final)
+    target = Path(os.path.realpath(final))
+    part = target.with_name(f".sam2assist-{secrets.token_hex(6)}{ending_of(target)}")
+    try:
+        yield part
+        _flush(part)
+        os.replace(part, target)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise OutputError(f"{final} cannot be written ({reason}); free some space or choose another place.") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the content on the disk before the name points to it; else a power cut leaves an empty file."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

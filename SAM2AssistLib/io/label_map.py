@@ -1,0 +1,175 @@
+"""Segmentations as label maps (`.nii.gz`, `.nrrd`, `.mha`): one number per voxel, with the names in a JSON file beside.
+
+Names are in `{"liver": 5, ...}`, from name to label value. What this program writes to `NAME.nii.gz` gets its own
+`NAME.labels.json`, so that results in one folder never mix up each other's names. A reader looks for that file first;
+then for `labels.json` in the same folder, which holds for all label maps of a data set, and in the folder above if the
+label map is in a folder `labels`. A label that no file names is called `label_7`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io.atomic import atomic_path, ending_of
+from SAM2AssistLib.io.itk_image import ijk_to_lps_of, image_of, read_label_image
+from SAM2AssistLib.io.named_mask import NamedMask, check_masks
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.volume import CTVolume
+
+SHARED_NAMES = "labels.json"
+
+
+def names_path_of(path: str | Path) -> Path:
+    """Where the names of a label map are written: `liver.nii.gz` -> `liver.labels.json`."""
+    path = Path(path)
+    return path.with_name(path.name[: len(path.name) - len(ending_of(path))] + ".labels.json")
+
+
+def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolume) -> tuple[str, ...]:
+    """Write segments as label values 1, 2, ... in their order, and `NAME.labels.json` with their names.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where to, with an ending that SimpleITK writes.
+    masks : sequence of NamedMask
+        At least one, on the grid of the volume, with different names. Where they overlap the later one gets the voxel.
+    volume : CTVolume
+        Whose geometry the file gets. NIfTI keeps it in single precision, the other formats exactly.
+
+    Returns
+    -------
+    tuple of str
+        A sentence for the user if voxels were lost to an overlap.
+
+    Raises
+    ------
+    InputError
+        If there is no mask or one is not on the grid of the volume.
+    OutputError
+        If two masks have the same name, or a file cannot be written.
+    """
+    path = Path(path)
+    if not masks:
+        raise InputError(f"There is no segment to write to {path}.")
+    check_masks(masks, volume.shape_kji)
+    values = {named.name: value for value, named in enumerate(masks, 1)}
+    if len(values) < len(masks):
+        raise OutputError(f"{path.name} cannot hold two segments of the same name; rename one or write a .seg.nrrd.")
+    labels, lost = _label_array(masks, volume.shape_kji)
+    with atomic_path(path) as part, atomic_path(names_path_of(path)) as names_part:
+        names_part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            sitk.WriteImage(image_of(labels, volume.ijk_to_lps), str(part), useCompression=True)
+        except RuntimeError as error:  # SimpleITK tells a full disk and a format it does not know in the same way
+            raise OutputError(
+                f"{path} cannot be written as a label map; check the ending and the free space."
+            ) from error
+    if not lost:
+        return ()
+    pairs = ", ".join(f"{count} of '{first}' to '{second}'" for (first, second), count in lost.items())
+    return (
+        f"{path.name} has one label per voxel, so voxels in two segments went to the later one ({pairs}); "
+        "write a .seg.nrrd to keep both.",
+    )
+
+
+def read_label_map(path: str | Path) -> tuple[list[NamedMask], NDArray[np.float64]]:
+    """Read the segments of a label map, with the names of the JSON file beside it (see the docstring of this module).
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    masks : list of NamedMask
+        Masks (k, j, i) by rising label value: those in the image, and empty ones for names in its own
+        `NAME.labels.json` that are not.
+    ijk_to_lps : ndarray, shape (4, 4)
+        From voxel indices (i, j, k) to LPS mm.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, the image is no label map or the names are not `{"name": value}`.
+    """
+    path = Path(path)
+    return segments_of_label_image(read_label_image(path), path)
+
+
+def segments_of_label_image(image: sitk.Image, path: Path) -> tuple[list[NamedMask], NDArray[np.float64]]:
+    """The segments of an image that was read from a label map; see `read_label_map`."""
+    labels = sitk.GetArrayViewFromImage(image)
+    if labels.ndim != 3:
+        raise InputError(f"The image {path} has several values per voxel, so it is no label map.")
+    own = names_path_of(path)
+    names = read_names(own) if own.is_file() else _shared_names(path)
+    wanted = {int(value) for value in np.unique(labels)} - {0}
+    if own.is_file():
+        wanted |= set(names)
+    return [NamedMask(names.get(value, f"label_{value}"), labels == value) for value in sorted(wanted)], ijk_to_lps_of(
+        image
+    )
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """The names in a `labels.json`, by label value.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or is not an object from name to a label value above 0, each value once.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"The label names {path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f'The label names {path} are not JSON; write them as {{"liver": 1}}.') from error
+    if not isinstance(content, dict):
+        raise InputError(f"The label names {path} have to be an object from name to label value.")
+    names: dict[int, str] = {}
+    for name, value in content.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InputError(
+                f"The label names {path} give '{name}' a value that is no label; use whole numbers from 1."
+            )
+        if value in names:
+            raise InputError(f"The label names {path} give '{names[value]}' and '{name}' the same label {value}.")
+        if value > 0:  # some data sets name the background
+            names[value] = name
+    return names
+
+
+def _shared_names(path: Path) -> dict[int, str]:
+    folder = path.resolve().parent
+    places = [folder, folder.parent] if folder.name == "labels" else [folder]
+    for place in places:
+        if (place / SHARED_NAMES).is_file():
+            return read_names(place / SHARED_NAMES)
+    return {}
+
+
+def _label_array(
+    masks: Sequence[NamedMask], shape_kji: tuple[int, int, int]
+) -> tuple[NDArray[np.unsignedinteger], dict[tuple[str, str], int]]:
+    """The label map, and how many voxels of which segment went to which later one."""
+    labels = np.zeros(shape_kji, np.uint8 if len(masks) < 256 else np.uint16)
+    lost: dict[tuple[str, str], int] = {}
+    for value, named in enumerate(masks, 1):
+        before, counts = np.unique(labels[named.mask], return_counts=True)
+        for earlier, count in zip(before.tolist(), counts.tolist(), strict=True):
+            if earlier:
+                lost[masks[earlier - 1].name, named.name] = count
+        labels[named.mask] = value
+    return labels, lost

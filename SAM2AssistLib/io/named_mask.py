@@ -1,0 +1,56 @@
+"""One segment of a result, as all the writers take it and all the readers give it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class NamedMask:
+    """The voxels of one segment.
+
+    Attributes
+    ----------
+    name : str
+        Name of the segment.
+    mask : ndarray of bool, shape (k, j, i)
+        True where the segment is.
+    """
+
+    name: str
+    mask: NDArray[np.bool_]
+
+
+def check_masks(masks: Sequence[NamedMask], shape_kji: tuple[int, int, int]) -> None:
+    """Refuse masks that are not on the grid that they are to be written or shown with.
+
+    Raises
+    ------
+    InputError
+        If a mask is not of type bool or has another shape than (k, j, i) of the volume.
+    """
+    for named in masks:
+        if named.mask.dtype != np.bool_:
+            raise InputError(f"The mask of '{named.name}' has to be of type bool, not {named.mask.dtype}.")
+        if named.mask.shape != tuple(shape_kji):
+            raise InputError(
+                f"The mask of '{named.name}' has the shape {named.mask.shape}, but the volume has {tuple(shape_kji)}."
+            )
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    """The smallest box of array slices (k, j, i) that holds all voxels of a mask; None if it is empty."""
+    bounds = []
+    for axis in range(3):
+        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not inside.size:
+            return None
+        bounds.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    k, j, i = bounds
+    return k, j, i

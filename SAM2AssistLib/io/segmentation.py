@@ -1,0 +1,141 @@
+"""Segmentations in and out of files, in the format that the ending of the path says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.itk_image import image_of, read_label_image
+from SAM2AssistLib.io.label_map import segments_of_label_image, write_label_map
+from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.seg_nrrd import has_segments, segments_of_image, write_seg_nrrd
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.volume import CTVolume
+
+__all__ = ["NamedMask", "check_output_path", "masks_on_grid_of", "read_segmentation", "write_segmentation"]
+
+SEGMENTATION_ENDING = ".seg.nrrd"
+LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
+
+
+def check_output_path(path: str | Path) -> None:
+    """Refuse, before any work is done, a path that a segmentation cannot be written to.
+
+    Raises
+    ------
+    OutputError
+        If the ending is not one that is written, or the folder is missing or may not be written to.
+    """
+    path = Path(path)
+    ending = ending_of(path)
+    if ending == ".dcm":
+        raise OutputError(f"{path.name}: DICOM-SEG export is not in this version; write to a .seg.nrrd file.")
+    if ending not in (SEGMENTATION_ENDING, *LABEL_MAP_ENDINGS):
+        kind = f"a {ending} file" if ending else "a file without ending"
+        raise OutputError(
+            f"{path.name}: a segmentation is not written to {kind};"
+            f" use {SEGMENTATION_ENDING}, {', '.join(LABEL_MAP_ENDINGS[:-1])} or {LABEL_MAP_ENDINGS[-1]}."
+        )
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} does not exist; make it first or choose another place for {path.name}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} may not be written to; choose another place for {path.name}.")
+
+
+def write_segmentation(path: str | Path, masks: Sequence[NamedMask], volume: CTVolume) -> tuple[str, ...]:
+    """Write segments as the ending says; a file that was there is replaced in one step, or stays if that fails.
+
+    Parameters
+    ----------
+    path : str or Path
+        `.seg.nrrd` keeps names, colors, terminology and overlaps. `.nii.gz`, `.nrrd` and `.mha` are label maps, whose
+        names go to `NAME.labels.json` beside it.
+    masks : sequence of NamedMask
+        At least one, on the grid of the volume.
+    volume : CTVolume
+        Whose geometry the file gets.
+
+    Returns
+    -------
+    tuple of str
+        Sentences for the user about what the format could not hold; empty if nothing was lost.
+
+    Raises
+    ------
+    InputError
+        If there is no mask or one is not on the grid of the volume.
+    OutputError
+        If the ending is not one that is written, or the file cannot be written.
+    """
+    check_output_path(path)
+    if ending_of(path) == SEGMENTATION_ENDING:
+        write_seg_nrrd(path, masks, volume)
+        return ()
+    return write_label_map(path, masks, volume)
+
+
+def read_segmentation(path: str | Path) -> tuple[list[NamedMask], NDArray[np.float64]]:
+    """Read the segments of a `.seg.nrrd` or of a label map with names beside it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any file that SimpleITK reads. One with Slicer's keys is read as a segmentation whatever its ending is.
+
+    Returns
+    -------
+    masks : list of NamedMask
+        Masks (k, j, i).
+    ijk_to_lps : ndarray, shape (4, 4)
+        From voxel indices (i, j, k) of the masks to LPS mm. Slicer crops what it saves, so this may be a part of the
+        grid of the volume; `masks_on_grid_of` brings the masks there.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is no segmentation.
+    """
+    path = Path(path)
+    if ending_of(path) == ".dcm":
+        raise InputError(f"{path.name}: DICOM-SEG is not read in this version; convert it to .seg.nrrd in 3D Slicer.")
+    image = read_label_image(path)
+    if has_segments(image):
+        return segments_of_image(image, path)
+    return segments_of_label_image(image, path)
+
+
+def masks_on_grid_of(volume: CTVolume, masks: Sequence[NamedMask], ijk_to_lps: NDArray[np.float64]) -> list[NamedMask]:
+    """Masks of another grid on the grid of a volume: moved if the grids match, else by the nearest voxel.
+
+    Parameters
+    ----------
+    volume : CTVolume
+    masks : sequence of NamedMask
+        All of one shape.
+    ijk_to_lps : ndarray, shape (4, 4)
+        From voxel indices (i, j, k) of the masks to LPS mm.
+
+    Returns
+    -------
+    list of NamedMask
+        Of the shape of the volume; False outside the given grid.
+    """
+    grid = image_of(np.broadcast_to(np.uint8(0), volume.shape_kji), volume.ijk_to_lps)
+    moved = []
+    for named in masks:
+        image = image_of(named.mask.astype(np.uint8), ijk_to_lps)
+        on_grid = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        moved.append(NamedMask(named.name, sitk.GetArrayViewFromImage(on_grid) > 0))
+    return moved

@@ -1,0 +1,1 @@
+"""Training: procedural phantoms, data sets, losses and the trainers."""

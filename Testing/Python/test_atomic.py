@@ -1,0 +1,100 @@
+"""A file is written as a whole or not at all."""
+
+import errno
+import os
+import stat
+import sys
+
+import pytest
+
+from SAM2AssistLib.errors import Cancelled, OutputError
+from SAM2AssistLib.io.atomic import atomic_path, ending_of
+
+
+def test_what_was_written_is_there_afterwards_and_nothing_else(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as part:
+        part.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_the_file_to_write_to_has_the_same_ending_and_is_in_the_same_folder(tmp_path):
+    for name, ending in (("x.seg.nrrd", ".seg.nrrd"), ("x.1.nii.gz", ".nii.gz"), ("x.PNG", ".png"), ("x", "")):
+        with atomic_path(tmp_path / name) as part:
+            part.touch()
+            assert ending_of(part) == ending
+            assert part.parent == tmp_path
+
+
+def test_the_final_file_does_not_exist_before_the_block_ends(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as part:
+        part.write_text("new")
+        assert not (tmp_path / "a.txt").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), Cancelled("x"), KeyboardInterrupt()])
+def test_an_exception_leaves_the_old_file_and_no_other(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt") as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt") as part:
+            part.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written \(No space left on device\)"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_missing_folder_is_an_output_error(tmp_path):
+    def write() -> None:
+        with atomic_path(tmp_path / "none" / "a.txt") as part:
+            part.write_text("x")
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        write()
+
+
+def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt"):
+            pass
+
+    with pytest.raises(OutputError):
+        write()
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")
+def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with atomic_path(tmp_path / "link.txt") as part:
+        part.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "new"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+def test_a_new_file_has_the_permissions_of_any_other_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with atomic_path(tmp_path / "a.txt") as part:
+        part.touch()
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
