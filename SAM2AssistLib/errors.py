@@ -1,7 +1,7 @@
 """What can go wrong for a user, as one small hierarchy of exceptions.
 
-Each message is one sentence that says what is wrong, where, and what to do. The command line prints it as it is and exits
-with code 2; the Slicer module shows it as it is.
+Each message is one sentence that says what is wrong, where, and what to do. The command line prints it as it is and
+exits with code 2; the Slicer module shows it as it is.
 """
 
 from __future__ import annotations

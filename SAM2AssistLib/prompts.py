@@ -310,7 +310,8 @@ def _object(value: Any, where: str, what: str, keys: tuple[str, ...]) -> dict[st
         _refuse(where, f"{what} has to be an object with the keys {', '.join(keys)}, not {_shown(value)}")
     for key in value:
         if key not in keys:
-            close = get_close_matches(key.lower(), keys, n=1, cutoff=0.5)
+            beginnings = [known for known in keys if key and known.startswith(key.lower())]
+            close = beginnings or get_close_matches(key.lower(), keys, n=1, cutoff=0.5)
             hint = f"use '{close[0]}'" if close else f"it may have {', '.join(keys)}"
             _refuse(where, f"{what} has the unknown key '{key}'; {hint}")
     return value

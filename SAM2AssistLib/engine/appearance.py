@@ -1,8 +1,8 @@
 """From Hounsfield units to the three channels that the network sees.
 
-One window serves the whole volume, never one per slice. SAM2's three colour channels are put to use as three windows derived from
-it: the window itself, a narrow one for soft-tissue contrast, and a wide one that keeps bone and lung apart. Networks trained on
-photographs (SAM 2.1) see the same window three times.
+One window serves the whole volume, never one per slice. SAM2's three colour channels are put to use as three windows
+derived from it: the window itself, a narrow one for soft-tissue contrast, and a wide one that keeps bone and lung
+apart. Networks trained on photographs (SAM 2.1) see the same window three times.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """SAM2 networks, built from the classes of the ``sam2`` package by size.
 
-The published SAM 2.1 sizes are written down here as values, not read from the package's YAML files, so that one function builds
-every member of the family: the four published ones, MedSAM2 (the tiny one at 512 pixels) and ``mini``, a SAM2 small enough to be
-shipped and to run on a laptop's CPU.
+The published SAM 2.1 sizes are written down here as values, not read from the package's YAML files, so that one
+function builds every member of the family: the four published ones, MedSAM2 (the tiny one at 512 pixels) and ``mini``,
+a SAM2 small enough to be shipped and to run on a laptop's CPU.
 
-Sources: the ``sam2`` package's configurations for SAM 2.1 (Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos").
+Sources: the ``sam2`` package's configurations for SAM 2.1 (Ravi et al. 2024, "SAM 2: Segment Anything in Images and
+Videos").
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def build_sam2(architecture: str, image_size: int, *, model_class: type | None =
         "multimask_min_pt_num": 0,
         "multimask_max_pt_num": 1,
         "use_mlp_for_obj_ptr_proj": True,
-        # Where the single-mask token is unstable, the best of the three candidates is taken; mini has no trained candidates.
+        # Where the single-mask token is unstable, the best of the three candidates is taken; mini has none.
         "sam_mask_decoder_extra_args": {
             "dynamic_multimask_via_stability": arch.several_masks,
             "dynamic_multimask_stability_delta": 0.05,

@@ -65,7 +65,8 @@ class ModelSpec:
     carries_logits
         Whether, in a propagation, the mask logits of one slice are the mask prompt of the next, beside the memory.
     three_windows
-        Whether the three input channels are three HU windows (see `SAM2AssistLib.engine.appearance`) instead of one thrice.
+        Whether the three input channels are three HU windows (see `SAM2AssistLib.engine.appearance`) instead of one
+        thrice.
     pixel_mean, pixel_std
         Normalisation of the three channels after the HU window has mapped the slice to 0..1.
     note

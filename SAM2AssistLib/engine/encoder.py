@@ -111,9 +111,7 @@ class SliceEncoder:
         fine, middle, plain = self.model.forward_image(images)["backbone_fpn"]
         self.encoded += len(keys)
         # Rows are cloned, or one held slice would keep its whole batch in memory.
-        return {
-            key: SliceFeatures(fine[n].clone(), middle[n].clone(), plain[n].clone()) for n, key in enumerate(keys)
-        }
+        return {key: SliceFeatures(fine[n].clone(), middle[n].clone(), plain[n].clone()) for n, key in enumerate(keys)}
 
     def _keep(self, key: tuple[int, View], features: SliceFeatures) -> None:
         if key not in self._cache:

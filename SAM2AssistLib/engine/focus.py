@@ -1,8 +1,8 @@
 """Focus: what is small in its slice is seen through a crop of its own.
 
-At 256 pixels an aorta in a whole abdominal slice is three cells of the feature grid wide. Seen through a crop two to three times
-its own size it is a large object, at the same cost. The crop follows the mask: where the mask comes close to the crop's edge, the crop moves
-or grows until it has room again.
+At 256 pixels an aorta in a whole abdominal slice is three cells of the feature grid wide. Seen through a crop two to
+three times its own size it is a large object, at the same cost. The crop follows the mask: where the mask comes close
+to the crop's edge, the crop moves or grows until it has room again.
 """
 
 from __future__ import annotations

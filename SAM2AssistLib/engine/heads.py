@@ -1,8 +1,8 @@
 """One pass through SAM2's prompt encoder and mask decoder, and one through its memory encoder.
 
-Upstream's ``SAM2Base._forward_sam_heads`` does the same and more: it upsamples every mask to the input size, and it replaces the
-logits of a mask whose object score is negative, so that neither training from scratch nor a prompted slice can see them. Here the
-raw logits stay, and who uses them decides. Training and inference share these functions.
+Upstream's ``SAM2Base._forward_sam_heads`` does the same and more: it upsamples every mask to the input size, and it
+replaces the logits of a mask whose object score is negative, so that neither training from scratch nor a prompted
+slice can see them. Here the raw logits stay, and who uses them decides. Training and inference share these functions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def decode(
     ----------
     features : (B, C, S/16, S/16), with the memory (or the no-memory embedding) already in them.
     high_res : [(B, C/8, S/4, S/4), (B, C/4, S/8, S/8)] from `forward_image`.
-    points, labels : (B, P, 2) as (x, y) in input pixels and (B, P): 1 positive, 0 negative, 2 and 3 box corners, -1 padding.
+    points, labels : (B, P, 2) as (x, y) in input pixels and (B, P): 1 positive, 0 negative, 2 and 3 box corners, -1
+        padding.
     dense : (B, 1, S/4, S/4) mask prompt logits.
     first_prompt : whether the object has no memory yet; decides, as upstream does, about three candidates.
     """

@@ -1,7 +1,8 @@
 """Undo and redo: commands that change prompts and masks together.
 
-A command holds what a segment's findings were and are (shared, not copied) and which pixels of its mask changed, packed to bits and
-compressed within their bounding box. Applying the same pixels twice restores the mask, so one delta serves both ways.
+A command holds what a segment's findings were and are (shared, not copied) and which pixels of its mask changed,
+packed to bits and compressed within their bounding box. Applying the same pixels twice restores the mask, so one delta
+serves both ways.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Engine:
         Parameters
         ----------
         axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel.
-        window : HU window for the whole volume; the abdominal one if not given, or an automatic one for what is not in HU.
+        window : HU window for the whole volume; the abdominal one if not given, or an automatic one for what is not in
+            HU.
         """
         return Session(self, volume, axis, window or default_window(volume))
 

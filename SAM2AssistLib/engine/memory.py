@@ -1,7 +1,8 @@
 """What a segment remembers of its slices, and how a slice's features are conditioned on it.
 
-The order, the number and the position encodings of the memories are SAM2's (``SAM2Base._prepare_memory_conditioned_features``), but
-many rows, each with memories of its own, go through the memory attention together.
+The order, the number and the position encodings of the memories are SAM2's
+(``SAM2Base._prepare_memory_conditioned_features``), but many rows, each with memories of its own, go through the
+memory attention together.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Recall:
 
     Attributes
     ----------
-    memories : (temporal position, state); position 0 for conditioning slices, 1 for the farthest and 6 for the nearest other.
+    memories : (temporal position, state); position 0 for conditioning slices, 1 for the farthest and 6 for the nearest
+        other.
     pointers : (distance in slices, signed, positive towards the past; pointer).
     """
 
@@ -111,9 +113,7 @@ def recall(
     return Recall(tuple(memories), tuple(pointers))
 
 
-def condition(
-    model: SAM2Base, plain: Tensor, positions: Tensor, recalls: Sequence[Recall], slices: int
-) -> Tensor:
+def condition(model: SAM2Base, plain: Tensor, positions: Tensor, recalls: Sequence[Recall], slices: int) -> Tensor:
     """Condition the features of some rows, each on its own memories.
 
     Parameters
@@ -171,9 +171,7 @@ def _place_code(model: SAM2Base, height: int, width: int, like: Tensor) -> Tenso
     return code.flatten(1).transpose(0, 1)
 
 
-def _pointer_tokens(
-    model: SAM2Base, recalls: Sequence[Recall], slices: int, like: Tensor
-) -> tuple[Tensor, Tensor]:
+def _pointer_tokens(model: SAM2Base, recalls: Sequence[Recall], slices: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Split pointers into tokens of the memory's width; both (n * C/M, R, M)."""
     from sam2.modeling.sam2_utils import get_1d_sine_pe  # noqa: PLC0415 - keeps torch's import chain lazy
 

@@ -1,7 +1,7 @@
 """The network at work for one session: slices, prompts and memories of many segments in, slice states out.
 
-Everything here runs under ``inference_mode`` on the engine's device and is batched over rows; a row is one segment on one slice
-seen through one view.
+Everything here runs under ``inference_mode`` on the engine's device and is batched over rows; a row is one segment on
+one slice seen through one view.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ class Network:
         device = plain.device
         xy = torch.from_numpy(points)[None].to(device)
         kinds = torch.from_numpy(labels.astype(np.int32))[None].to(device)
-        mask = None if previous is None else self._in_view(previous, view)[None, None].clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)
+        mask = (
+            None
+            if previous is None
+            else self._in_view(previous, view)[None, None].clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)
+        )
         if self.options.drawn_prompts:
             mask = draw_prompts(self.model.image_size, xy, kinds, mask)
         conditioned = condition(self.model, plain, self.encoder.positions, [recall or Recall((), ())], self.slices)
@@ -114,7 +118,7 @@ class Network:
 
     @torch.inference_mode()
     def track(self, rows: Sequence[Row]) -> list[SliceState]:
-        """Decode rows from their memories, without prompts; states in the order of the rows, memories still to be made."""
+        """Decode rows from their memories, without prompts; their memories still to be made."""
         states: list[SliceState] = []
         for start in range(0, len(rows), self.options.row_batch):
             states += self._track(rows[start : start + self.options.row_batch])
@@ -161,7 +165,13 @@ class Network:
         return move_logits(state.logits.float(), state.view, view, MOVED_OUTSIDE_LOGIT)
 
     def _states(
-        self, views: Sequence[View], decoded: Decoded, plain: Tensor | None, *, from_prompt: bool, reverse: Sequence[bool]
+        self,
+        views: Sequence[View],
+        decoded: Decoded,
+        plain: Tensor | None,
+        *,
+        from_prompt: bool,
+        reverse: Sequence[bool],
     ) -> list[SliceState]:
         gated = decoded.gated()
         ious, scores = decoded.iou.tolist(), decoded.object_score[:, 0].tolist()

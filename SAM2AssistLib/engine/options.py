@@ -13,8 +13,9 @@ class EngineOptions:
     ----------
     focus : small objects are seen through a crop around them.
     stop_rules : a propagation ends where the object ends.
-    both_directions : up and down the volume, and all segments, go through the network together. Otherwise one direction and one
-        segment follows the other, and the second direction sees the memories of the first, as in SAM2's own predictor.
+    both_directions : up and down the volume, and all segments, go through the network together. Otherwise one
+        direction and one segment follows the other, and the second direction sees the memories of the first, as in
+        SAM2's own predictor.
     meet_between : between two prompted slices, masks come from both and are fused. Otherwise from the lower one only.
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.

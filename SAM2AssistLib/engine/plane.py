@@ -1,4 +1,4 @@
-"""All that works on the slices of a volume along one axis: encoder, network, focus and tracker; and the decoding of prompts there."""
+"""All that works on the slices of a volume along one axis, and the decoding of prompts there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Plane:
         return state
 
     def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
-        """Return the slice's mask (rows, columns) bool: the user's own where that was the last word, else the network's."""
+        """Return the slice's mask (rows, columns) bool: the user's own if that came last, else the network's."""
         prompts = findings.on(index)
         if prompts and prompts[-1].mask is not None:
             return prompts[-1].mask

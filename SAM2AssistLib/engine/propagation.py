@@ -25,7 +25,8 @@ class Step:
     ----------
     segment : which.
     axis, index : the slice, along the array axis (0 = k, 1 = j, 2 = i).
-    done, total : slices visited, and slices that will have been visited at most; the total falls where an object ends early.
+    done, total : slices visited, and slices that will have been visited at most; the total falls where an object ends
+        early.
     """
 
     segment: Segment
@@ -67,7 +68,8 @@ class Job:
             self.lanes = [lane for gap in self.gaps for lane in self._lanes_in(gap)]
             yield self.lanes
             return
-        # As upstream: from the first prompted slice up to the end, then from it down, passing over other prompted slices.
+        # As upstream: from the first prompted slice up to the end, then from it down, passing over other prompted
+        # slices.
         prompted = list(self.recorder.record.findings.conditioning)
         ends = [max(g.last for g in self.gaps)] if self.gaps and self.gaps[-1].last > prompted[0] else []
         ends += [self.gaps[0].first] if self.gaps and self.gaps[0].first < prompted[0] else []
@@ -108,7 +110,13 @@ class Job:
         state, mask = visit.lane.own[visit.index], visit.mask
         other = self.found.get(visit.index)
         gap = next((g for g in self.gaps if g.first <= visit.index <= g.last), None)
-        if other is not None and self.options.meet_between and gap is not None and gap.low is not None and gap.high is not None:
+        if (
+            other is not None
+            and self.options.meet_between
+            and gap is not None
+            and gap.low is not None
+            and gap.high is not None
+        ):
             share = (visit.index - gap.low) / (gap.high - gap.low)
             lower, upper = (other, state) if visit.lane.reverse else (state, other)
             state = self._fused(lower, upper, share)
@@ -128,12 +136,14 @@ class Job:
             near,
             logits=logits.half(),
             iou=agreement * (weight * near.iou + (1 - weight) * far.iou),
-            object_score=near.object_score if bool((logits > 0).any()) == (near.object_score > 0) else -near.object_score,
+            object_score=near.object_score
+            if bool((logits > 0).any()) == (near.object_score > 0)
+            else -near.object_score,
             memory=None,
         )
 
     def settle(self) -> None:
-        """Close the books: slices beyond an object's end lose their old mask, and what is finished is no longer stale."""
+        """Close the books: slices beyond an object's end lose their old mask; what is finished is no longer stale."""
         record = self.recorder.record
         states = {**record.findings.states, **self.found}
         finished = all(lane.finished for lane in self.lanes)

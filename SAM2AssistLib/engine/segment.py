@@ -77,7 +77,7 @@ class Findings:
 
     @property
     def limits(self) -> tuple[int, int] | None:
-        """First and last slice that boxes in three dimensions allow, other prompted slices included; None for no limit."""
+        """First and last slice that 3D boxes allow, other prompted slices included; None for no limit."""
         reaches = [p.reach for p in self.prompts if p.reach is not None]
         if not reaches:
             return None

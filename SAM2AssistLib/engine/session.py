@@ -1,11 +1,11 @@
 """A session: one volume, some segments, prompts in and masks out.
 
-    with engine.open(volume) as session:
-        liver = session.add_segment("liver")
-        session.add_point(liver, point_ras)
-        for step in session.propagate():
-            ...
-        mask = session.mask(liver)
+with engine.open(volume) as session:
+    liver = session.add_segment("liver")
+    session.add_point(liver, point_ras)
+    for step in session.propagate():
+        ...
+    mask = session.mask(liver)
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Session:
     ----------
     engine : whose model works here.
     volume : what is segmented; it is never changed.
-    axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel, unless their first prompt is a box flat in another.
+    axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel, unless their first prompt is a box flat in
+        another.
     window : HU window for the whole volume.
     """
 
@@ -194,7 +195,9 @@ class Session:
         shape = tuple(n for a, n in enumerate(self.volume.shape_kji) if a != axis)
         edited = np.asarray(mask).astype(bool)
         if edited.shape != shape:
-            raise InputError(f"The slice is {shape[0]} x {shape[1]} pixels, but the mask is {edited.shape}; draw it on the slice.")
+            raise InputError(
+                f"The slice is {shape[0]} x {shape[1]} pixels, but the mask is {edited.shape}; draw it on the slice."
+            )
         self.volume.slice_hu(axis, index)  # raises for a slice that is not there
         placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), edited)
         return self._place(record, axis, placed, "edit mask")
@@ -210,7 +213,7 @@ class Session:
         return segment
 
     def remove_prompt(self, segment: Segment, prompt: PlacedPrompt) -> None:
-        """Remove a prompt; the slice shows what it would without it, and the neighbourhood is propagated anew next time."""
+        """Remove a prompt; its slice shows what it would without it, its neighbours are propagated anew next time."""
         record = self._record(segment)
         old = record.findings
         if prompt.id not in {p.id for p in old.prompts}:
@@ -236,9 +239,9 @@ class Session:
     def propagate(self, segments: Sequence[Segment] | None = None) -> Iterator[Step]:
         """Carry segments from their prompted slices through the volume.
 
-        Only what prompts have made stale is visited. The generator may be left at any time, or told to end with `cancel`: slices
-        that are finished stay, the others are as they were. The next change of a prompt ends it, too. All of it is one step of
-        undo for each segment.
+        Only what prompts have made stale is visited. The generator may be left at any time, or told to end with
+        `cancel`: slices that are finished stay, the others are as they were. The next change of a prompt ends it, too.
+        All of it is one step of undo for each segment.
 
         Parameters
         ----------
@@ -276,7 +279,7 @@ class Session:
         self._cancelled = True
 
     def _interrupt(self) -> None:
-        """End a propagation that was left half-way, so that its finished slices are kept before something else changes."""
+        """End a propagation that was left half-way; its finished slices are kept."""
         running, self._running = self._running, None
         if running is not None:
             running.close()
@@ -314,8 +317,8 @@ class Session:
         if settled is None:
             return box.axis
         raise InputError(
-            f"The box for {record.handle.name!r} is flat in {_AXIS_WORDS[box.axis]}, but its other prompts are on slices along "
-            f"{_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
+            f"The box for {record.handle.name!r} is flat in {_AXIS_WORDS[box.axis]}, but its other prompts are on "
+            f"slices along {_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
         )
 
     def _place(self, record: SegmentRecord, axis: int, placed: PlacedPrompt, title: str) -> np.ndarray:

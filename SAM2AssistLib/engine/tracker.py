@@ -1,7 +1,8 @@
 """The tracker: lanes that carry segments from prompted slices through the volume, in lockstep.
 
-A lane is one segment going one way from one prompted slice. All lanes take their next slice together, as one batch through the
-memory attention, the mask decoder and the memory encoder; SAM2's own predictor does one object and one direction after the other.
+A lane is one segment going one way from one prompted slice. All lanes take their next slice together, as one batch
+through the memory attention, the mask decoder and the memory encoder; SAM2's own predictor does one object and one
+direction after the other.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class Tracker:
         return self.network.seen_through(index, state, lane.view)
 
     def _forget(self, lane: Lane) -> None:
-        """Drop the memory that is too far behind to be recalled; it is made again from its mask if a correction needs it."""
+        """Drop the memory that is too far behind to be recalled; a correction makes it again from its mask."""
         far = lane.position + self.network.model.num_maskmem * (1 if lane.reverse else -1)
         if far in lane.own:
             lane.own[far] = replace(lane.own[far], memory=None)

@@ -1,7 +1,7 @@
 """Square views of a slice: what the network sees of it.
 
-SAM2 sees a square of fixed size. A view says which rectangle of a slice is resampled to that square: the whole slice, or, for a
-small object, a focus crop around it. Everything between slice pixels and network pixels goes through here.
+SAM2 sees a square of fixed size. A view says which rectangle of a slice is resampled to that square: the whole slice,
+or, for a small object, a focus crop around it. Everything between slice pixels and network pixels goes through here.
 
 Positions are (row, column) in pixels of the slice, 0 at the centre of the first pixel; edges lie at -0.5.
 """

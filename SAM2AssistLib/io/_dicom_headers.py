@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from SAM2AssistLib.errors import InputError
@@ -20,6 +20,7 @@ from SAM2AssistLib.errors import InputError
 # What pydicom raises on a file that is cut off or overwritten somewhere in its header.
 _PARSE_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     OSError,
     EOFError,
     ValueError,
@@ -39,7 +40,8 @@ _FIRST_TAGS_WITHOUT_PREAMBLE = {
 
 _TAGS = [
     "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing",
 ]  # fmt: skip
 
 # DICOM PS3.4 B.5: what has to contain pixels. Anything else without pixels is a report, a plan or a directory.
@@ -164,20 +166,11 @@ def series_of_file(path: Path) -> str:
 
 
 def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
-    """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over.
-
-    Raises
-    ------
-    InputError
-        If a file may not be read.
-    """
+    """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over."""
     headers: list[ImageHeader] = []
     damaged: list[DamagedFile] = []
     for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
-        try:
-            found = _header_of(path) if _is_or_was_dicom(path) else None
-        except PermissionError as error:
-            raise InputError(f"{path.name} cannot be opened ({error.strerror}).") from error
+        found = _header_of(path) if _is_or_should_be_dicom(path) else None
         if isinstance(found, ImageHeader):
             headers.append(found)
         elif found is not None:
@@ -185,15 +178,17 @@ def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
     return headers, damaged
 
 
-def _is_or_was_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, or is empty but named as if it were."""
-    return is_dicom_file(path) or (path.stat().st_size == 0 and path.suffix.lower() == ".dcm")
+def _is_or_should_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, or named as if it were; hidden files are left by operating systems."""
+    return is_dicom_file(path) or (path.suffix.lower() == ".dcm" and not path.name.startswith("."))
 
 
 def _header_of(path: Path) -> ImageHeader | DamagedFile | None:
     """Read the header of one DICOM file; None if it is complete but no image."""
     if path.stat().st_size == 0:
         return DamagedFile(path, "is empty (0 bytes)")
+    if not is_dicom_file(path):
+        return DamagedFile(path, "is named .dcm but is no DICOM file")
     # Odd values in headers are common and harmless, and a warning on stderr would hide the one sentence that counts.
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")

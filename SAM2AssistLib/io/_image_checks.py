@@ -41,8 +41,8 @@ def scale_warnings(name: str, array: NDArray[Any]) -> tuple[str, ...]:
     if not low > _LOWEST_HU_ABOVE:
         return ()
     return (
-        f"{name} does not look like CT in Hounsfield units: its values go from {low:g} to {high:g}, but fat and air are "
-        "far below 0.",
+        f"{name} does not look like CT in Hounsfield units: its values go from {low:g} to {high:g}, but fat and air "
+        "are far below 0.",
     )
 
 

@@ -1,7 +1,7 @@
 """What the headers of NIfTI, NRRD and MetaImage files say, read without ITK.
 
-ITK repairs in silence what a user has to know: it takes a spacing of 0 as 1 mm, a negative one as a flip, and fills the
-missing end of a truncated NIfTI file with zeros. So these headers are looked at before ITK reads the image.
+ITK repairs in silence what a user has to know: it takes a spacing of 0 as 1 mm, a negative one as a flip, NaN voxels of
+a NIfTI file as 0, and fills up the end of a truncated one. So these files are looked at before ITK reads the image.
 
 Each check raises InputError with one sentence that begins with the file name, and returns what is worth a warning.
 """
@@ -28,11 +28,14 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 
 # A text header longer than this is none.
 _MAX_TEXT_HEADER = 1 << 20
+# Header extensions of NIfTI hold texts and small tables.
+_MAX_DATA_OFFSET = 1 << 30
 _CHUNK = 1 << 22
 
 # Spacings that differ by less were rounded in writing.
 _SPACING_DISAGREES_ABOVE = 0.01
 
+_METAIMAGE_REQUIRED = {"NDims", "DimSize", "ElementType"}
 _METAIMAGE_BYTES = {
     "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4,
     "LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
@@ -51,6 +54,8 @@ class NiftiHeader:
         pixdim along i, j and k, in the unit of the file.
     bits_per_voxel : int
         Size of a voxel as stored.
+    float_type : str or None
+        NumPy's name of the type of the voxels if they are floats.
     data_offset : int
         Where the voxels begin in their file, in bytes.
     qform_code, sform_code : int
@@ -64,6 +69,7 @@ class NiftiHeader:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     bits_per_voxel: int
+    float_type: str | None
     data_offset: int
     qform_code: int
     sform_code: int
@@ -131,6 +137,7 @@ def _parsed_nifti1(raw: bytes, order: str) -> NiftiHeader:
         shape=_nifti_shape(dim),
         spacing=struct.unpack_from(f"{order}3f", raw, 80),
         bits_per_voxel=struct.unpack_from(f"{order}h", raw, 72)[0],
+        float_type=_nifti_float_type(order, struct.unpack_from(f"{order}h", raw, 70)[0]),
         data_offset=_whole(struct.unpack_from(f"{order}f", raw, 108)[0]),
         qform_code=codes[0],
         sform_code=codes[1],
@@ -147,12 +154,19 @@ def _parsed_nifti2(raw: bytes, order: str) -> NiftiHeader:
         shape=_nifti_shape(dim),
         spacing=struct.unpack_from(f"{order}3d", raw, 112),
         bits_per_voxel=struct.unpack_from(f"{order}h", raw, 14)[0],
+        float_type=_nifti_float_type(order, struct.unpack_from(f"{order}h", raw, 12)[0]),
         data_offset=struct.unpack_from(f"{order}q", raw, 168)[0],
         qform_code=codes[0],
         sform_code=codes[1],
         sform=struct.unpack_from(f"{order}12d", raw, 400),
         is_pair=raw[4:7] == b"ni2",
     )
+
+
+def _nifti_float_type(order: str, datatype: int) -> str | None:
+    """NumPy's name of the NIfTI types 16 and 64, the real floats."""
+    size = {16: 4, 64: 8}.get(datatype)
+    return None if size is None else f"{order}f{size}"
 
 
 def _nifti_shape(dim: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,9 +185,7 @@ def _check_nifti(path: Path) -> tuple[str, ...]:
     _check_sizes(path, header.shape)
     _check_spacings(path, header.spacing[: min(3, len(header.shape))])
     _check_nifti_transform(path, header)
-    data_path = _nifti_data_path(path, header)
-    needed = max(0, header.data_offset) + math.prod(header.shape) * header.bits_per_voxel // 8
-    _check_length(data_path, needed)
+    _check_nifti_data(_nifti_data_path(path, header), header)
     return _nifti_warnings(path, header)
 
 
@@ -235,18 +247,21 @@ def _nifti_warnings(path: Path, header: NiftiHeader) -> tuple[str, ...]:
     )
 
 
-def _check_length(path: Path, needed: int) -> None:
-    """Refuse a file that holds fewer bytes than its voxels take, or whose compressed data is damaged.
+def _check_nifti_data(path: Path, header: NiftiHeader) -> None:
+    """Refuse voxels that are missing, damaged or no numbers.
 
     Compressed data is unpacked to its end for this, about a second for 500 slices, because only the checksum there
-    tells an intact file from one that ITK would fill up with zeros.
+    tells an intact file from one that ITK would fill up with zeros. ITK also takes NaN and infinite voxels as 0.
     """
+    offset = max(0, header.data_offset)
+    if offset > _MAX_DATA_OFFSET:
+        raise InputError(f"{path.name} has a damaged header: its voxels would begin at byte {offset}.")
+    needed = offset + math.prod(header.shape) * header.bits_per_voxel // 8
     try:
-        if _is_gzip(path):
-            with gzip.open(path) as file:
-                found = sum(len(chunk) for chunk in iter(lambda: file.read(_CHUNK), b""))
+        if header.float_type is None and not _is_gzip(path):
+            found, not_finite = path.stat().st_size, 0
         else:
-            found = path.stat().st_size
+            found, not_finite = _scanned(path, offset, needed, header.float_type)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path.name} is damaged or truncated: its compressed data ends early or fails its checksum; copy it again."
@@ -255,12 +270,32 @@ def _check_length(path: Path, needed: int) -> None:
         raise InputError(
             f"{path.name} is truncated: its header announces {needed} bytes, but it holds {found}; copy it again."
         )
+    if not_finite:
+        raise InputError(
+            f"{path.name} holds {not_finite} NaN or infinite voxels of {math.prod(header.shape)}; replace them, for "
+            "air with -1000."
+        )
+
+
+def _scanned(path: Path, offset: int, end: int, float_type: str | None) -> tuple[int, int]:
+    """Unpack a file to its end; its length in bytes, and how many floats from `offset` to `end` are not finite."""
+    length = not_finite = 0
+    with _opened(path) as file:
+        length += len(file.read(offset))
+        # Chunks hold whole floats, because they begin at the first and have a length that 8 divides.
+        for chunk in iter(lambda: file.read(_CHUNK), b""):
+            if float_type is not None:
+                size = np.dtype(float_type).itemsize
+                inside = max(0, min(len(chunk), end - length)) // size
+                not_finite += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, float_type, inside))))
+            length += len(chunk)
+    return length, not_finite
 
 
 def _check_metaimage(path: Path) -> tuple[str, ...]:
     """Size, spacing, direction and completeness of a MetaImage file."""
     fields, header_size = _metaimage_fields(path)
-    sizes = [int(value) for value in _numbers(path, "DimSize", fields)]
+    sizes = _whole_numbers(path, "DimSize", fields)
     _check_sizes(path, sizes)
     for key in ("ElementSpacing", "ElementSize"):
         _check_spacings(path, _numbers(path, key, fields)[:3])
@@ -282,7 +317,7 @@ def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
             if not line or not equals:
                 break
             fields[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile":
+            if key.strip() == "ElementDataFile" and fields.keys() >= _METAIMAGE_REQUIRED:
                 return fields, file.tell()
     raise InputError(f"{path.name} is not a MetaImage: it does not begin with a complete MetaImage header.")
 
@@ -296,11 +331,14 @@ def _check_metaimage_length(path: Path, fields: dict[str, str], sizes: list[int]
         return
     else:
         data_path, offset = _first_existing(path, [path.parent / data_file], "data"), 0
+    if fields.get("BinaryData", "True").lower() == "false":
+        return
     if fields.get("CompressedData", "").lower() == "true":
-        needed = int(fields.get("CompressedDataSize", "0") or 0)
+        needed = sum(_whole_numbers(path, "CompressedDataSize", fields)[:1])
     else:
         voxel_bytes = _METAIMAGE_BYTES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"), 0)
-        needed = math.prod(sizes) * voxel_bytes * int(fields.get("ElementNumberOfChannels", "1") or 1)
+        channels = math.prod(_whole_numbers(path, "ElementNumberOfChannels", fields)[:1])
+        needed = math.prod(sizes) * voxel_bytes * channels
     found = data_path.stat().st_size
     if found < offset + needed:
         raise InputError(
@@ -314,7 +352,7 @@ def _check_nrrd(path: Path) -> tuple[str, ...]:
     fields = _nrrd_fields(path)
     if any(key.startswith("Segment0_") for key in fields):
         raise InputError(f"{path.name} is a segmentation, not a CT image; give the image it was drawn on.")
-    _check_sizes(path, [int(value) for value in _numbers(path, "sizes", fields)])
+    _check_sizes(path, _whole_numbers(path, "sizes", fields))
     # NaN stands for an axis without a spacing, such as colour or time.
     _check_spacings(path, [value for value in _numbers(path, "spacings", fields) if not math.isnan(value)])
     directions = fields.get("space directions", "")
@@ -352,6 +390,14 @@ def _numbers(path: Path, key: str, fields: dict[str, str]) -> list[float]:
         return [float(word) for word in fields.get(key, "").replace(",", " ").split()]
     except ValueError as error:
         raise InputError(f"{path.name} has a damaged header: '{key}' does not hold numbers.") from error
+
+
+def _whole_numbers(path: Path, key: str, fields: dict[str, str]) -> list[int]:
+    """Whole numbers of a header field, none if the field is absent."""
+    numbers = _numbers(path, key, fields)
+    if not all(number.is_integer() for number in numbers):
+        raise InputError(f"{path.name} has a damaged header: '{key}' does not hold whole numbers.")
+    return [int(number) for number in numbers]
 
 
 def _check_sizes(path: Path, sizes: Iterable[int]) -> None:

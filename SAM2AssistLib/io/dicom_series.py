@@ -71,7 +71,8 @@ class DicomSeries:
     def __str__(self) -> str:
         """Give what a user needs to choose a series, without patient data."""
         images = "1 image" if self.count == 1 else f"{self.count} images"
-        return f"{self.uid or 'no UID'} ('{self.description or 'no description'}', {self.modality or 'no modality'}, {images})"
+        description, modality = self.description or "no description", self.modality or "no modality"
+        return f"{self.uid or 'no UID'} ('{description}', {modality}, {images})"
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _without_localizers(folder: Path, members: Sequence[ImageHeader]) -> list[Im
 
 
 def _one_grid(folder: Path, images: Sequence[ImageHeader]) -> tuple[list[ImageHeader], tuple[str, ...]]:
-    """Give the images with the size, pixel spacing and orientation that most of them have, and a warning about others."""
+    """Give the images with the size, pixel spacing and orientation most of them have, and a warning about others."""
     for header in images:
         _refuse_multiframe(header)
         if header.grid is None:

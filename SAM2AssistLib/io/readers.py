@@ -45,13 +45,16 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
         If it does not exist, cannot be read, or is not one CT volume.
     """
     source = Path(path)
-    if source.is_dir():
-        return read_dicom_series(source, series=series)
-    if not source.is_file():
+    if not source.is_dir() and not source.is_file():
         raise InputError(f"There is no file or folder '{source}'.")
-    if is_dicom_file(source):
-        return read_dicom_series(source.parent, series=series or series_of_file(source))
-    return read_image_file(source)
+    try:
+        if source.is_dir():
+            return read_dicom_series(source, series=series)
+        if is_dicom_file(source):
+            return read_dicom_series(source.parent, series=series or series_of_file(source))
+        return read_image_file(source)
+    except OSError as error:
+        raise InputError(f"{source.name} cannot be opened ({error.strerror}).") from error
 
 
 def read_image_file(path: Path) -> CTVolume:
@@ -69,12 +72,9 @@ def read_image_file(path: Path) -> CTVolume:
     """
     if path.stat().st_size == 0:
         raise InputError(f"{path.name} is empty (0 bytes).")
-    try:
-        notes = check_header(path)
-        with quiet_itk():
-            image = _read_with_itk(path)
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be opened ({error.strerror}).") from error
+    notes = check_header(path)
+    with quiet_itk():
+        image = _read_with_itk(path)
     array = sitk.GetArrayFromImage(image)
     array.flags.writeable = False
     if is_label_map(array):
@@ -115,7 +115,7 @@ def _read_with_itk(path: Path) -> sitk.Image:
         image = reader.Execute()
     except RuntimeError as error:
         raise InputError(_unreadable(path, str(error))) from error
-    return image[..., 0] if image.GetDimension() == 4 else image
+    return image[:, :, :, 0] if image.GetDimension() == 4 else image
 
 
 def _unreadable(path: Path, itk_message: str) -> str:
@@ -135,12 +135,12 @@ def _unreadable(path: Path, itk_message: str) -> str:
 def _check_announced(path: Path, reader: sitk.ImageFileReader) -> None:
     """Refuse, before its voxels are read, what is not one three-dimensional scalar image of a size that fits."""
     name, size = path.name, reader.GetSize()
+    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()).lower():
+        raise InputError(f"{name} holds complex numbers; a CT has one real number in each voxel.")
     if reader.GetNumberOfComponents() > 1:
         raise InputError(
             f"{name} is a colour or vector image ({reader.GetNumberOfComponents()} values per voxel); a CT has one."
         )
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()).lower():
-        raise InputError(f"{name} holds complex numbers; a CT has one real number in each voxel.")
     if len(size) < 3:
         raise InputError(f"{name} is a two-dimensional image; a CT volume with several slices is needed.")
     if len(size) == 4 and size[3] > 1:

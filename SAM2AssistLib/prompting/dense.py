@@ -1,8 +1,8 @@
 """Prompts drawn into SAM2's low-resolution mask prompt.
 
-A point given as a token alone takes a small network long to understand: trained from scratch, it stays on a plateau on which
-it ignores its prompts. The same prompt drawn as a picture into the mask prompt, which every SAM2 has, is understood at once.
-Models whose catalogue entry says ``dense_prompts`` are trained and used with both.
+A point given as a token alone takes a small network long to understand: trained from scratch, it stays on a plateau on
+which it ignores its prompts. The same prompt drawn as a picture into the mask prompt, which every SAM2 has, is
+understood at once. Models whose catalogue entry says ``dense_prompts`` are trained and used with both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ CELL_PIXELS = 4
 """The mask prompt has a quarter of the input's resolution."""
 
 
-def draw_prompts(image_size: int, points: Tensor | None, labels: Tensor | None, previous: Tensor | None) -> Tensor | None:
+def draw_prompts(
+    image_size: int, points: Tensor | None, labels: Tensor | None, previous: Tensor | None
+) -> Tensor | None:
     """Draw prompts as mask logits.
 
     Parameters
     ----------
     image_size : side S of the network's input in pixels.
-    points, labels : (B, P, 2) as (x, y) in input pixels and (B, P) with 1 positive, 0 negative, 2 and 3 the corners of a box,
+    points, labels : (B, P, 2) as (x, y) in input pixels and (B, P) with 1 positive, 0 negative, 2 and 3 the corners of
+        a box,
         -1 padding; or None.
     previous : (B, 1, S/4, S/4) logits of the mask so far, or None.
 

@@ -1,9 +1,9 @@
 """Clips: a few neighbouring slices with the masks of some objects, cut at random from labelled volumes.
 
-Whatever a user's volume looks like, the network meets it as a square view of 256 pixels: the whole slice, or a focus crop around a
-small object. Clips are cut with the same spread: any axis, any zoom from the whole slice down to the object, shifted, turned,
-mirrored, with random windows, contrast, blur and noise, and with synthetic masses pasted in, so that prompts rather than anatomy
-are learned.
+Whatever a user's volume looks like, the network meets it as a square view of 256 pixels: the whole slice, or a focus
+crop around a small object. Clips are cut with the same spread: any axis, any zoom from the whole slice down to the
+object, shifted, turned, mirrored, with random windows, contrast, blur and noise, and with synthetic masses pasted in,
+so that prompts rather than anatomy are learned.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class ClipSampler:
         stretch = np.diag(np.exp(rng.normal(0.0, 0.08, 2)))
         return torch.from_numpy(turn @ stretch).float()
 
-    def _choose(self, labels: Tensor, masses: Tensor, prompted: int, anchor: int) -> Tensor | None:
+    def _choose(self, labels: Tensor, masses: list[Tensor], prompted: int, anchor: int) -> Tensor | None:
         """Pick M objects that the prompted slice shows; repeats some if there are fewer."""
         rng = self.rng
         shown = labels[prompted]

@@ -20,7 +20,8 @@ def mask_loss(decoded: Decoded, masks: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     decoded : of N objects.
-    masks : (N, S, S) bool; an empty one is an object that is absent from its slice and counts for the object score only.
+    masks : (N, S, S) bool; an empty one is an object that is absent from its slice and counts for the object score
+        only.
 
     Returns
     -------

@@ -70,7 +70,7 @@ def _shape(shape: torch.Size, rng: np.random.Generator) -> Tensor:
 
 
 def _noise(shape: torch.Size, cell: float, rng: np.random.Generator) -> Tensor:
-    """Smooth noise of unit variance with structures of about ``cell`` pixels, alike in neighbouring slices; (T, S, S)."""
+    """Smooth noise of unit variance with structures of about ``cell`` pixels, alike in neighbours; (T, S, S)."""
     count, size = shape[0], shape[-1]
     coarse = max(3, round(size / cell))
     grid = torch.from_numpy(rng.standard_normal((1, 1, max(2, count // 3), coarse, coarse), np.float32))

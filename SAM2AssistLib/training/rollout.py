@@ -87,9 +87,7 @@ def _interact(
     return rollout, decoded
 
 
-def image_rollout(
-    model: SAM2Base, images: Tensor, masks: Tensor, rounds: int, rng: np.random.Generator
-) -> Rollout:
+def image_rollout(model: SAM2Base, images: Tensor, masks: Tensor, rounds: int, rng: np.random.Generator) -> Rollout:
     """Prompt and correct every object of a batch of single slices.
 
     Parameters
@@ -150,9 +148,7 @@ def clip_rollout(
 
 
 def _remember(model: SAM2Base, features: _Features, decoded: Decoded, *, from_prompt: bool) -> dict[str, Any]:
-    memory = encode_memory(
-        model, features.plain, decoded.gated(), decoded.object_score, from_prompt=from_prompt
-    )
+    memory = encode_memory(model, features.plain, decoded.gated(), decoded.object_score, from_prompt=from_prompt)
     return {
         "maskmem_features": memory,
         "maskmem_pos_enc": [model.memory_encoder.position_encoding(memory)],

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.training.feed import ClipFeed, Plan, load_batches
@@ -56,7 +56,7 @@ class Recipe:
     carry_share: float = 0.7
     weight_decay: float = 0.05
     gradient_limit: float = 1.0
-    averaging: float = 0.998
+    averaging: float = 0.995
     seed: int = 1
     phantoms: int = 32
 
@@ -78,7 +78,7 @@ class StageTrainer:
 
     def __init__(self, model: SAM2Base, recipe: Recipe, real: Path | None, out: Path) -> None:
         self.model, self.recipe, self.out = model, recipe, out
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
+        self.average = AveragedModel(model, avg_fn=self._average)
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -88,6 +88,12 @@ class StageTrainer:
         self.step = 0
         self.seconds = 0.0
         self.volumes = read_split(real) if real else []
+
+    def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        # Early on the average follows closely; with a fixed decay the random start would weigh on it for a thousand
+        # steps.
+        decay = min(self.recipe.averaging, (1 + int(count)) / (10 + int(count)))
+        return average * decay + current * (1 - decay)
 
     def _rate(self) -> float:
         recipe, step = self.recipe, self.step

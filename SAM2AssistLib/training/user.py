@@ -1,7 +1,8 @@
 """A simulated user for training: first prompts and correction clicks for many objects at once.
 
-The first edition: boxes as loose as people draw them, clicks in the middle or anywhere inside, corrections in the middle of the
-larger error or anywhere in it. All positions are (x, y) in input pixels, as SAM2's prompt encoder takes them.
+The first edition: boxes as loose as people draw them, clicks in the middle or anywhere inside, corrections in the
+middle of the larger error or anywhere in it. All positions are (x, y) in input pixels, as SAM2's prompt encoder takes
+them.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def correction_clicks(logits: Tensor, masks: Tensor, rng: np.random.Generator) -
 
     Returns
     -------
-    points (N, 1, 2) and labels (N, 1): 1 where something is missing, 0 where there is too much. A perfect mask gets one more
-    click inside (outside, if the object is absent).
+    points (N, 1, 2) and labels (N, 1): 1 where something is missing, 0 where there is too much. A perfect mask gets
+    one more click inside (outside, if the object is absent).
     """
     size = masks.shape[-1]
     scale = size / ERROR_GRID

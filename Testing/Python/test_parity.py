@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.appearance import THREE_WINDOWS, to_channels
+from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.checkpoint import load_verified
 from SAM2AssistLib.engine.loading import default_window, engine_for
@@ -23,8 +23,7 @@ SLICES = 13
 
 @pytest.fixture(scope="module")
 def a_phantom():
-    phantom = make_phantom(11, (SLICES, SIZE, SIZE), (1.5, 1.5, 4.0))
-    return phantom
+    return make_phantom(11, (SLICES, SIZE, SIZE), (1.5, 1.5, 4.0))
 
 
 @pytest.fixture(scope="module")

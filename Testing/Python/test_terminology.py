@@ -8,24 +8,94 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SAM2AssistLib.io.terminology import terminology_of
+from SAM2AssistLib.io.terminology import Code, terminology_of
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LEFT, RIGHT = "7771000", "24028007"
-TOTAL_SEGMENTATOR = (
-    "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left "
-    "lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right "
-    "esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left "
-    "kidney_cyst_right sacrum vertebrae_S1 heart aorta pulmonary_vein brachiocephalic_trunk subclavian_artery_right "
-    "subclavian_artery_left common_carotid_artery_right common_carotid_artery_left brachiocephalic_vein_left "
-    "superior_vena_cava inferior_vena_cava portal_vein_and_splenic_vein iliac_artery_left iliac_vena_right "
-    "humerus_left scapula_right clavicula_left femur_left hip_right spinal_cord gluteus_maximus_left "
-    "gluteus_medius_right gluteus_minimus_left autochthon_left iliopsoas_right brain skull sternum costal_cartilages"
-).split()
-PHANTOM = (
-    "liver spleen kidney_left kidney_right aorta inferior_vena_cava stomach gallbladder pancreas spinal_cord vertebrae "
-    "ribs lungs lung_left lung_right urinary_bladder bowel muscle body_fat fat bone tumor lesion liver_tumor cyst"
-).split()
+TOTAL_SEGMENTATOR = [
+    "spleen",
+    "kidney_right",
+    "kidney_left",
+    "gallbladder",
+    "liver",
+    "stomach",
+    "pancreas",
+    "adrenal_gland_right",
+    "adrenal_gland_left",
+    "lung_upper_lobe_left",
+    "lung_lower_lobe_left",
+    "lung_upper_lobe_right",
+    "lung_middle_lobe_right",
+    "lung_lower_lobe_right",
+    "esophagus",
+    "trachea",
+    "thyroid_gland",
+    "small_bowel",
+    "duodenum",
+    "colon",
+    "urinary_bladder",
+    "prostate",
+    "kidney_cyst_left",
+    "kidney_cyst_right",
+    "sacrum",
+    "vertebrae_S1",
+    "heart",
+    "aorta",
+    "pulmonary_vein",
+    "brachiocephalic_trunk",
+    "subclavian_artery_right",
+    "subclavian_artery_left",
+    "common_carotid_artery_right",
+    "common_carotid_artery_left",
+    "brachiocephalic_vein_left",
+    "superior_vena_cava",
+    "inferior_vena_cava",
+    "portal_vein_and_splenic_vein",
+    "iliac_artery_left",
+    "iliac_vena_right",
+    "humerus_left",
+    "scapula_right",
+    "clavicula_left",
+    "femur_left",
+    "hip_right",
+    "spinal_cord",
+    "gluteus_maximus_left",
+    "gluteus_medius_right",
+    "gluteus_minimus_left",
+    "autochthon_left",
+    "iliopsoas_right",
+    "brain",
+    "skull",
+    "sternum",
+    "costal_cartilages",
+]
+PHANTOM = [
+    "liver",
+    "spleen",
+    "kidney_left",
+    "kidney_right",
+    "aorta",
+    "inferior_vena_cava",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+    "spinal_cord",
+    "vertebrae",
+    "ribs",
+    "lungs",
+    "lung_left",
+    "lung_right",
+    "urinary_bladder",
+    "bowel",
+    "muscle",
+    "body_fat",
+    "fat",
+    "bone",
+    "tumor",
+    "lesion",
+    "liver_tumor",
+    "cyst",
+]
 
 
 @pytest.mark.parametrize("name", [*TOTAL_SEGMENTATOR, *PHANTOM])
@@ -52,7 +122,7 @@ def test_all_names_in_the_real_data_are_known():
 )
 def test_case_separators_and_the_place_of_left_do_not_matter(name):
     found = terminology_of(name)
-    assert (found.type.value, found.modifier.value) == ("64033007", LEFT)
+    assert (found.type.value, found.modifier) == ("64033007", Code(LEFT, "Left"))
 
 
 def test_singular_plural_and_spelling_variants_are_the_same():
@@ -69,7 +139,8 @@ def test_a_side_of_something_that_has_no_sides_is_not_made_up():
 def test_a_finding_carries_the_organ_it_is_in_and_the_side_of_that():
     found = terminology_of("kidney_cyst_right")
     assert found.category.value == "49755003"
-    assert (found.type.meaning, found.region.value, found.region_modifier.value) == ("Cyst", "64033007", RIGHT)
+    assert found.type.meaning == "Cyst"
+    assert (found.region, found.region_modifier) == (Code("64033007", "Kidney"), Code(RIGHT, "Right"))
     assert terminology_of("tumor of the liver") == terminology_of("liver_tumor")
 
 
@@ -123,6 +194,7 @@ def test_the_codes_in_the_table_are_valid_snomed_identifiers():
     codes = {entry["code"] for entry in table["entries"]}
     codes |= {entry["region"][0] for entry in table["entries"] if "region" in entry}
     codes |= {pair[0] for key in ("categories", "sides") for pair in table[key].values()}
+    assert not _has_valid_check_digit("10200005")  # the liver is 10200004
     assert [code for code in sorted(codes) if not _has_valid_check_digit(code)] == []
 
 

@@ -1,0 +1,1 @@
+"""Measuring: metrics and simulated users."""
