@@ -5,20 +5,24 @@ Exit codes: 0 done; 2 wrong usage or input, with one sentence on stderr; 130 can
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from SAM2AssistLib import __version__
-from SAM2AssistLib.cli.console import interruptible
+from SAM2AssistLib.cli.console import say
 from SAM2AssistLib.cli.demo import demo
 from SAM2AssistLib.cli.models import models_app
 from SAM2AssistLib.cli.segment import segment
 from SAM2AssistLib.errors import Cancelled, SAM2AssistError
 
 EXIT_WRONG_INPUT, EXIT_CANCELLED = 2, 130
+
+# Typer exports only this class's children, and in some versions it is not Click's.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="sam2assist",
@@ -27,8 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (segment, demo):
-    app.command()(interruptible(command))
+app.command()(segment)
+app.command()(demo)
 app.add_typer(models_app, name="models")
 
 
@@ -49,15 +53,32 @@ def _options(
 
 def main() -> None:
     """Run the command line; every error that a user can cause ends in one sentence on stderr."""
+    if not sys.warnoptions:
+        # Of libraries, and for their programmers; what a user should know is told by `tell`.
+        warnings.simplefilter("ignore")
+    sentence, status = "", 0
     try:
-        app()
+        status = app(prog_name="sam2assist", standalone_mode=False) or 0
     except Cancelled as cancelled:
-        _say(str(cancelled))
-        sys.exit(EXIT_CANCELLED)
+        sentence, status = str(cancelled), EXIT_CANCELLED
     except SAM2AssistError as error:
-        _say(str(error))
-        sys.exit(EXIT_WRONG_INPUT)
+        sentence, status = str(error), EXIT_WRONG_INPUT
+    except _UsageError as error:
+        sentence, status = _usage_sentence(error), EXIT_WRONG_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        status = EXIT_CANCELLED
+    # From here on all is said and done, and Ctrl-C could only add a traceback while Python shuts down.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Typer makes an exit status of Ctrl-C, in older versions an exception.
+    if status == EXIT_CANCELLED and not sentence:
+        sentence = "Cancelled; no file was left half-written."
+    if sentence:
+        say(sentence)
+    sys.exit(status)
 
 
-def _say(sentence: str) -> None:
-    Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)
+def _usage_sentence(error: Any) -> str:
+    message = error.format_message().rstrip(" .")
+    command = error.ctx.command_path if error.ctx else "sam2assist"
+    # Where there is no message the help has been printed, because there was no argument at all.
+    return f"{message}; see '{command} --help'." if message else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ import SimpleITK as sitk
 import typer
 from rich.table import Table
 
-from SAM2AssistLib.cli.console import print_json, propagate_with_progress, stderr, tell, working
-from SAM2AssistLib.cli.segment import Stopwatch, masks_of, report_on
-from SAM2AssistLib.errors import OutputError
+from SAM2AssistLib.cli.console import own_command, print_json, propagate_with_progress, stdout, tell, working
+from SAM2AssistLib.cli.segment import Stopwatch, check_model, check_prompt_path, masks_of, report_on, table_of
+from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.atomic import atomic_path
-from SAM2AssistLib.io.segmentation import write_segmentation
+from SAM2AssistLib.io.itk_image import image_of
+from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file, write_prompt_file
 from SAM2AssistLib.volume import CTVolume
 
@@ -30,6 +31,9 @@ DEMO_SEED = 20
 """Of the phantom. Training draws its seeds from 10^11 upwards, so this phantom has never been trained on."""
 DEMO_SHAPE_KJI, DEMO_SPACING_IJK = (48, 224, 224), (1.6, 1.6, 5.0)
 DEMO_ORGANS = ("liver", "spleen", "kidney_right", "kidney_left", "aorta", "stomach", "tumor", "vertebrae")
+
+CT_FILE, PROMPT_FILE = "ct.nrrd", "prompts.json"
+SEGMENTATION_FILE, PREVIEW_FILE = "segmentation.seg.nrrd", "preview.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,40 +62,43 @@ def demo(
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts for --ct; proposed if not given.")
     ] = None,
     corrections: Annotated[int, typer.Option("--corrections", min=0, help="Simulated clicks for each organ.")] = 3,
-    model: Annotated[str, typer.Option("--model", help="A name from 'sam2assist models list'.")] = "mini",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Segment a CT phantom from one box per organ, correct it with simulated clicks, and show how well it went."""
+    if prompts is not None:
+        check_prompt_path(prompts)
+        if ct is None:
+            raise InputError("The phantom has prompts of its own; name the CT that yours belong to with --ct IMAGE.")
+    check_model(model)
     _make_folder(out)
     with working("Making the phantom" if ct is None else "Reading the image"):
         task = _phantom_task() if ct is None else _own_task(ct, prompts)
     tell(task.volume.warnings)
-    from SAM2AssistLib.engine.loading import load_engine
-
+    clock, scores = Stopwatch(), list[dict[str, float]]()
     with working(f"Loading {model}"):
+        from SAM2AssistLib.engine.loading import load_engine
+
         engine = load_engine(model, device)
-    clock = Stopwatch()
-    scores: list[dict[str, float]] = []
+    clock.lap("load")
     with engine.open(task.volume) as session:
-        for request in task.requests:
-            session.add_prompts(request)
-        propagate_with_progress(session)
+        _segment(session, task)
         clock.lap("first result")
         if task.references:
             scores.append(_scores(session, task))
             for turn in range(corrections):
                 _correct(session, task)
                 scores.append(_scores(session, task))
-                clock.lap(f"correction {turn + 1}")
+                clock.lap(_clicks(turn + 1))
         report = report_on(session)
-        _write(out, session, task)
-    files = {name: str(out / name) for name in ("ct.nrrd", "prompts.json", "segmentation.seg.nrrd", "preview.png")}
+        with working(f"Writing to {out}"):
+            files = _write(out, session, task)
     if as_json:
         print_json({"dice": scores, "segments": report, "seconds": clock.laps, "files": files})
         return
     _show(task, scores, report, clock)
-    _tell_what_next(out, own=ct is not None)
+    _tell_what_next(out, ct, prompts)
 
 
 def _make_folder(out: Path) -> None:
@@ -99,6 +106,7 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The folder {out} cannot be made ({error.strerror}); choose another with --out.") from error
+    check_output_path(out / SEGMENTATION_FILE)
 
 
 def _phantom_task() -> _Task:
@@ -120,6 +128,13 @@ def _own_task(ct: Path, prompts: Path | None) -> _Task:
     return _Task(volume, requests, {})
 
 
+def _segment(session: Session, task: _Task) -> None:
+    with working("Reading the prompted slices"):
+        for request in task.requests:
+            session.add_prompts(request)
+    propagate_with_progress(session)
+
+
 def _scores(session: Session, task: _Task) -> dict[str, float]:
     from SAM2AssistLib.evaluation.metrics import dice
 
@@ -131,59 +146,82 @@ def _correct(session: Session, task: _Task) -> None:
     from SAM2AssistLib.evaluation.simulated_user import correction_click
 
     spacing_kji = task.volume.spacing_ijk[::-1]
-    for handle in session.segments:
-        click = correction_click(session.mask(handle), task.references[handle.name], spacing_kji)
-        if click is not None:
-            session.place_point(handle, click)
+    with working("Looking for the largest errors"):
+        for handle in session.segments:
+            click = correction_click(session.mask(handle), task.references[handle.name], spacing_kji)
+            if click is not None:
+                session.place_point(handle, click)
     propagate_with_progress(session)
 
 
-def _write(out: Path, session: Session, task: _Task) -> None:
+def _write(out: Path, session: Session, task: _Task) -> dict[str, str]:
+    """Write the four files and return their paths by what they hold."""
     from SAM2AssistLib.io.preview import write_preview
 
     masks = masks_of(session)
-    tell(write_segmentation(out / "segmentation.seg.nrrd", masks, task.volume))
-    write_preview(out / "preview.png", task.volume, masks)
-    write_prompt_file(out / "prompts.json", task.requests, task.volume)
-    with atomic_path(out / "ct.nrrd") as path:
-        sitk.WriteImage(_as_image(task.volume), str(path), useCompression=True)
+    tell(write_segmentation(out / SEGMENTATION_FILE, masks, task.volume))
+    write_preview(out / PREVIEW_FILE, task.volume, masks)
+    write_prompt_file(out / PROMPT_FILE, task.requests, task.volume)
+    _write_ct(out / CT_FILE, task.volume)
+    names = {"ct": CT_FILE, "prompts": PROMPT_FILE, "segmentation": SEGMENTATION_FILE, "preview": PREVIEW_FILE}
+    return {what: str(out / name) for what, name in names.items()}
 
 
-def _as_image(volume: CTVolume) -> sitk.Image:
-    image = sitk.GetImageFromArray(volume.array)
-    matrix, spacing = volume.ijk_to_lps, volume.spacing_ijk
-    image.SetSpacing(spacing)
-    image.SetOrigin(matrix[:3, 3].tolist())
-    image.SetDirection((matrix[:3, :3] / np.array(spacing)).ravel().tolist())
-    return image
+def _write_ct(path: Path, volume: CTVolume) -> None:
+    if volume.source is not None and path.exists() and path.samefile(volume.source):
+        return  # the user's own file stays as it is
+    with atomic_path(path) as part:
+        try:
+            sitk.WriteImage(image_of(volume.array, volume.ijk_to_lps), str(part), useCompression=True)
+        except RuntimeError as error:  # SimpleITK has no finer class for a full disk
+            raise OutputError(f"{path} cannot be written; check the free space.") from error
+
+
+def _clicks(count: int) -> str:
+    return f"{count} click" + "s" * (count > 1)
 
 
 def _show(task: _Task, scores: Sequence[dict[str, float]], report: Sequence[dict[str, Any]], clock: Stopwatch) -> None:
-    table = Table(title="Dice of each organ" if scores else "Segments")
-    table.add_column("Segment")
-    if scores:
-        for turn in range(len(scores)):
-            heading = "one box" if turn == 0 else f"{turn} click" + "s" * (turn > 1)
-            table.add_column(heading, justify="right")
+    shape = " x ".join(str(n) for n in reversed(task.volume.shape_kji))
+    parts = "; ".join(f"{what} {seconds:.1f} s" for what, seconds in clock.laps.items())
+    stdout().print(_dice_table(scores, report) if scores else table_of(report))
+    stdout().print(f"{shape} voxels, {len(report)} segments; {parts}.", soft_wrap=True)
+
+
+def _dice_table(scores: Sequence[dict[str, float]], report: Sequence[dict[str, Any]]) -> Table:
+    table = Table("Segment", title="Dice of each organ after one box, then after each simulated click")
+    for turn in range(len(scores)):
+        table.add_column(_clicks(turn) if turn else "one box", justify="right")
     table.add_column("Volume (ml)", justify="right")
     for row in report:
-        table.add_row(row["name"], *(f"{s[row['name']]:.3f}" for s in scores), f"{row['volume_ml']:.0f}")
-    if scores:
-        table.add_section()
-        table.add_row("mean", *(f"{np.mean(list(s.values())):.3f}" for s in scores), "")
-    console = stderr()
-    console.print(table)
-    shape = " x ".join(str(n) for n in reversed(task.volume.shape_kji))
-    console.print(f"{shape} voxels, {len(report)} segments; seconds: {json.dumps(clock.laps)}", markup=False)
+        table.add_row(row["name"], *(f"{s[row['name']]:.3f}" for s in scores), f"{row['volume_ml']:.1f}")
+    table.add_section()
+    table.add_row("mean", *(f"{np.mean(list(s.values())):.3f}" for s in scores))
+    return table
 
 
-def _tell_what_next(out: Path, *, own: bool) -> None:
+def _tell_what_next(out: Path, ct: Path | None, prompts: Path | None) -> None:
+    command = own_command()
+    image, given, result, picture = (
+        shlex.quote(str(path))
+        for path in (ct or out / CT_FILE, prompts or out / PROMPT_FILE, out / "result.seg.nrrd", out / "result.png")
+    )
     lines = [
-        f"Results in {out}: ct.nrrd, segmentation.seg.nrrd (open both in 3D Slicer), preview.png, prompts.json.",
-        "With boxes and points of your own (prompts.json shows how they are written):"
-        if own
-        else "The same with your own CT, a file or a DICOM folder:  make demo CT=path,  or with prompts of your own:",
-        f"  sam2assist segment CT -o result.seg.nrrd --prompts {out / 'prompts.json'} --preview result.png",
+        "",
+        f"Results are in {out}:",
+        f"  {CT_FILE} and {SEGMENTATION_FILE}   open both in 3D Slicer",
+        f"  {PREVIEW_FILE}   the segmentation at a glance",
+        f"  {PROMPT_FILE}   the prompts, to be edited",
+        "",
+        "To segment it again from the prompts in that file, after editing them:"
+        if ct
+        else "With a CT of your own, a file or a DICOM folder, put its path and your prompts in the places of these:",
+        f"  {command} segment {image} --prompts {given} -o {result} --preview {picture}",
     ]
+    if ct is None:
+        lines += [
+            "Or let the demo propose prompts for it:",
+            f"  {command} demo --ct CT --out {shlex.quote(str(out))}-ct",
+        ]
     for line in lines:
-        stderr().print(line, soft_wrap=True, markup=False)
+        stdout().print(line, soft_wrap=True)

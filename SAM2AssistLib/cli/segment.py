@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from SAM2AssistLib.cli.console import print_json, propagate_with_progress, stderr, tell, working
-from SAM2AssistLib.errors import Cancelled, InputError, OutputError
+from SAM2AssistLib.cli.console import print_json, propagate_with_progress, say, stdout, tell, undisturbed, working
+from SAM2AssistLib.engine import store
+from SAM2AssistLib.engine.adapter import CONFIG_FILE
+from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
-from SAM2AssistLib.prompts import read_prompt_file
+from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
 if TYPE_CHECKING:
@@ -31,20 +35,21 @@ def segment(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Points and boxes (JSON; see the README).")
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="A name from 'sam2assist models list'.")] = "mini",
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="A LoRA adapter.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     series: Annotated[
         str | None, typer.Option("--series", metavar="UID", help="Which series, where a folder holds several.")
     ] = None,
     axis: Annotated[
-        str, typer.Option("--axis", help="Along which axis of the voxel grid masks travel: k (slices), j or i.")
+        str, typer.Option("--axis", metavar="k|j|i", help="Axis of the voxel grid along which masks travel.")
     ] = "k",
     window: Annotated[
-        str | None, typer.Option("--window", metavar="W", help="A preset such as abdomen, or LEVEL/WIDTH in HU.")
+        str | None,
+        typer.Option("--window", metavar="W", help=f"{', '.join(WINDOW_PRESETS)}, or LEVEL/WIDTH in HU."),
     ] = None,
     preview: Annotated[
-        Path | None, typer.Option("--preview", metavar="PNG", help="Write a picture of slices with outlines, too.")
+        Path | None, typer.Option("--preview", metavar="PNG", help="Also draw slices with outlines.")
     ] = None,
     keep_partial: Annotated[
         bool, typer.Option("--keep-partial", help="On Ctrl-C, write the slices that are finished.")
@@ -52,46 +57,45 @@ def segment(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Segment a CT from prompts: each mask starts at its prompts and travels slice to slice through the volume."""
+    # What costs nothing to find out comes first, so that nobody waits for the sentence that the name was misspelt.
     check_output_path(output)
+    check_keeps_image(output, image)
     if preview is not None:
         check_preview_path(preview)
-    if prompts is None:
-        raise InputError("There are no prompts to segment from; name a file with --prompts FILE.json.")
-    if axis not in AXES:
-        raise InputError(f"There is no axis {axis!r}; choose --axis k, j or i.")
-    chosen_window = None if window is None else parse_window(window)
+    travel, chosen_window = parse_axis(axis), None if window is None else parse_window(window)
+    prompt_file = check_prompt_path(prompts)
+    check_model(model, adapter)
+
     clock = Stopwatch()
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
+        requests = read_prompt_file(prompt_file, volume)
     tell(volume.warnings)
-    requests = read_prompt_file(prompts, volume)
     clock.lap("read")
     with working(f"Loading {model}"):
         from SAM2AssistLib.engine.loading import load_engine
 
         engine = load_engine(model, device, adapter)
     clock.lap("load")
-    with engine.open(volume, axis=AXES[axis], window=chosen_window) as session:
+    with engine.open(volume, axis=travel, window=chosen_window) as session:
         try:
-            for request in requests:
-                session.add_prompts(request)
-            clock.lap("prompts")
-            propagate_with_progress(session)
+            _run(session, requests, clock)
         except KeyboardInterrupt:
-            _write_partial(session, output, volume, keep_partial=keep_partial)
-        clock.lap("propagate")
-        masks = masks_of(session)
+            _end_early(session, output, keep_partial=keep_partial)
+        masks, report = masks_of(session), report_on(session)
+    with working(f"Writing {output.name}"):
         tell(write_segmentation(output, masks, volume))
-        clock.lap("write")
         if preview is not None:
             from SAM2AssistLib.io.preview import write_preview
 
             write_preview(preview, volume, masks, window=chosen_window)
-        report = report_on(session)
+    clock.lap("write")
+    tell([f"'{row['name']}' is empty; check where its prompts are." for row in report if not row["voxels"]])
     if as_json:
         print_json(
             {
                 "output": str(output),
+                "preview": None if preview is None else str(preview),
                 "model": engine.spec.name,
                 "device": str(engine.model.device),
                 "segments": report,
@@ -100,11 +104,9 @@ def segment(
             }
         )
         return
-    _print_table(report)
+    stdout().print(table_of(report))
     seconds = clock.laps["prompts"] + clock.laps["propagate"]
-    stderr().print(
-        f"{output} written; {seconds:.1f} s on {engine.model.device} after loading.", soft_wrap=True, markup=False
-    )
+    stdout().print(f"{output} written; {seconds:.1f} s on {engine.model.device} after loading.", soft_wrap=True)
 
 
 class Stopwatch:
@@ -147,6 +149,29 @@ def report_on(session: Session) -> list[dict[str, Any]]:
     return rows
 
 
+def table_of(report: Sequence[dict[str, Any]]) -> Table:
+    """Lay the rows of `report_on` out for a terminal."""
+    table = Table("Segment")
+    for heading in ("Volume (ml)", "Slices", "Confidence"):
+        table.add_column(heading, justify="right")
+    for row in report:
+        table.add_row(row["name"], f"{row['volume_ml']:.1f}", str(row["slices"]), f"{row['confidence']:.2f}")
+    return table
+
+
+def parse_axis(letter: str) -> int:
+    """Return the array axis (0 = k, 1 = j, 2 = i) of a letter.
+
+    Raises
+    ------
+    InputError
+        If it is none of the three.
+    """
+    if letter.lower() not in AXES:
+        raise InputError(f"There is no axis '{letter}'; choose --axis k, j or i.")
+    return AXES[letter.lower()]
+
+
 def parse_window(text: str) -> Window:
     """Read a window as a preset's name or as LEVEL/WIDTH in HU.
 
@@ -155,15 +180,26 @@ def parse_window(text: str) -> Window:
     InputError
         If it is neither.
     """
-    if text in WINDOW_PRESETS:
-        return WINDOW_PRESETS[text]
-    level, slash, width = text.partition("/")
+    if text.lower() in WINDOW_PRESETS:
+        return WINDOW_PRESETS[text.lower()]
+    level, _, width = text.partition("/")
     try:
-        if slash:
-            return Window(float(level), float(width))
+        numbers = float(level), float(width)
     except ValueError:
-        pass
-    raise InputError(f"{text!r} is no window; give LEVEL/WIDTH in HU or one of {', '.join(WINDOW_PRESETS)}.")
+        raise InputError(f"'{text}' is no window; give LEVEL/WIDTH in HU or {' or '.join(WINDOW_PRESETS)}.") from None
+    return Window(*numbers)
+
+
+def check_keeps_image(output: Path, image: Path) -> None:
+    """Refuse to write a result over the image that it is made from.
+
+    Raises
+    ------
+    OutputError
+        If both are the same file.
+    """
+    if output.exists() and image.exists() and output.samefile(image):
+        raise OutputError(f"{output.name} is the image itself and would be lost; choose another name for the result.")
 
 
 def check_preview_path(path: Path) -> None:
@@ -172,32 +208,63 @@ def check_preview_path(path: Path) -> None:
     Raises
     ------
     OutputError
-        If the ending is not .png or the folder is missing.
+        If the ending is not .png, the folder is missing, or a folder has that name.
     """
     if path.suffix.lower() != ".png":
         raise OutputError(f"The preview {path.name} would not be a PNG; give it the ending .png.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the preview the name of a file.")
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder {path.parent} for the preview; make it first.")
 
 
-def _write_partial(session: Session, output: Path, volume: CTVolume, *, keep_partial: bool) -> None:
+def check_prompt_path(path: Path | None) -> Path:
+    """Return the path of a prompt file that is there.
+
+    Raises
+    ------
+    InputError
+        If none was given, or there is no such file.
+    """
+    if path is None:
+        raise InputError("There are no prompts to segment from; name a file with --prompts FILE.json.")
+    if not path.is_file():
+        raise InputError(f"There is no prompt file '{path}'; check the path after --prompts.")
+    return path
+
+
+def check_model(model: str, adapter: Path | None = None) -> None:
+    """Refuse a model or an adapter that is not there; whether they are intact is seen when they are loaded.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, its weights are not on this computer, or the folder holds no adapter.
+    """
+    spec = find_model(model)
+    if not store.is_present(spec):
+        raise ModelError(store.missing_message(spec))
+    if adapter is not None and not (adapter / CONFIG_FILE).is_file():
+        raise ModelError(f"There is no adapter in '{adapter}': {CONFIG_FILE} is missing; name a folder with one.")
+
+
+def _run(session: Session, requests: Sequence[SegmentPrompts], clock: Stopwatch) -> None:
+    with working("Reading the prompted slices"):
+        for request in requests:
+            session.add_prompts(request)
+    clock.lap("prompts")
+    propagate_with_progress(session)
+    clock.lap("propagate")
+
+
+def _end_early(session: Session, output: Path, *, keep_partial: bool) -> None:
     if not keep_partial:
         raise Cancelled(
-            f"Cancelled; {output.name} was not written. To keep the slices finished by then, "
-            "run again with --keep-partial."
+            f"Cancelled; {output.name} was not written; to keep the slices finished by then, use --keep-partial."
         )
-    session.cancel()
-    masks = masks_of(session)
-    if not any(m.mask.any() for m in masks):
-        raise Cancelled("Cancelled before any slice was finished; nothing was written.")
-    write_segmentation(output, masks, volume)
+    with undisturbed():
+        if not any(session.confidence(handle) for handle in session.segments):
+            raise Cancelled(f"Cancelled before any slice was finished; {output.name} was not written.")
+        say(f"Writing the slices finished so far to {output}.")
+        tell(write_segmentation(output, masks_of(session), session.volume))
     raise Cancelled(f"Cancelled; the slices finished so far are in {output}.")
-
-
-def _print_table(report: list[dict[str, Any]]) -> None:
-    table = Table()
-    for heading in ("Segment", "Volume (ml)", "Slices", "Confidence"):
-        table.add_column(heading, justify="left" if heading == "Segment" else "right")
-    for row in report:
-        table.add_row(row["name"], f"{row['volume_ml']:.1f}", str(row["slices"]), f"{row['confidence']:.2f}")
-    stderr().print(table)

@@ -47,6 +47,7 @@ class Job:
     gaps : between its prompted slices, still to be filled.
     lanes : running in them.
     found : states of the visited slices.
+    all_begun : whether the last of the rounds has begun.
     """
 
     recorder: Recorder
@@ -55,6 +56,7 @@ class Job:
     gaps: list[Gap] = field(init=False)
     lanes: list[Lane] = field(default_factory=list)
     found: dict[int, SliceState] = field(default_factory=dict)
+    all_begun: bool = False
 
     def __post_init__(self) -> None:
         findings = self.recorder.record.findings
@@ -66,6 +68,7 @@ class Job:
         """Yield the lanes that run together; the next ones when these have ended."""
         if self.options.meet_between:
             self.lanes = [lane for gap in self.gaps for lane in self._lanes_in(gap)]
+            self.all_begun = True
             yield self.lanes
             return
         # As upstream: from the first prompted slice up to the end, then from it down, passing over other prompted
@@ -75,12 +78,15 @@ class Job:
         ends += [self.gaps[0].first] if self.gaps and self.gaps[0].first < prompted[0] else []
         if self.options.both_directions:
             self.lanes = [self._lane(prompted[0], end, stops=self.options.stop_rules) for end in ends]
+            self.all_begun = True
             yield self.lanes
             return
-        for end in ends:
+        for number, end in enumerate(ends, 1):
             lane = self._lane(prompted[0], end, stops=self.options.stop_rules)
             self.lanes.append(lane)
+            self.all_begun = number == len(ends)
             yield [lane]
+        self.all_begun = True
 
     def _lanes_in(self, gap: Gap) -> Iterator[Lane]:
         between = gap.low is not None and gap.high is not None
@@ -122,6 +128,8 @@ class Job:
             state = self._fused(lower, upper, share)
             mask = self.plane.tracker.mask_of(state)
         self.found[visit.index] = state
+        if visit.forgotten in self.found:
+            self.found[visit.forgotten] = replace(self.found[visit.forgotten], memory=None)
         self.recorder.write(self.plane.axis, visit.index, mask)
 
     def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
@@ -143,17 +151,22 @@ class Job:
         )
 
     def settle(self) -> None:
-        """Close the books: slices beyond an object's end lose their old mask; what is finished is no longer stale."""
+        """Close the books: slices beyond an end lose their old mask; what is finished is no longer stale.
+
+        An end is that of the object, or that of a 3D box that was drawn after an earlier propagation had gone further.
+        """
         record = self.recorder.record
-        states = {**record.findings.states, **self.found}
-        finished = all(lane.finished for lane in self.lanes)
-        if finished and self.lanes:
-            prompted = record.findings.conditioning
-            for index in {k for g in self.gaps for k in g.slices()} - set(self.found) - set(prompted):
+        findings = record.findings
+        states = {**findings.states, **self.found}
+        finished = self.all_begun and all(lane.finished for lane in self.lanes)
+        if finished:
+            first, last = findings.limits or (0, self.plane.slices - 1)
+            beyond = {k for g in self.gaps for k in g.slices()} | {k for k in states if not first <= k <= last}
+            for index in beyond - set(self.found) - set(findings.conditioning):
                 states.pop(index, None)
                 self.recorder.write(self.plane.axis, index, np.zeros(self.plane.shape, bool))
-        stale = frozenset() if finished else record.findings.stale
-        record.findings = replace(record.findings, states=states, stale=stale)
+        stale = frozenset() if finished else findings.stale
+        record.findings = replace(findings, states=states, stale=stale)
 
 
 class Propagation:
@@ -189,12 +202,15 @@ class Propagation:
         for plane in {id(job.plane): job.plane for job, _ in work}.values():
             owner = {id(lane): job for job, lanes in work if job.plane is plane for lane in lanes}
             lanes = [lane for job, group in work if job.plane is plane for lane in group]
-            for visit in plane.tracker.advance(lanes):
-                job = owner[id(visit.lane)]
-                job.accept(visit)
+            visits = plane.tracker.advance(lanes)
+            # All are written before the first is told: whoever leaves now finds what the lanes take to be done.
+            for visit in visits:
+                owner[id(visit.lane)].accept(visit)
+            total = self._done + len(visits) + sum(lane.left for _, group in work for lane in group)
+            for visit in visits:
                 self._done += 1
-                total = self._done + sum(sum(1 for _ in lane.ahead) for _, g in work for lane in g if not lane.ended)
-                yield Step(job.recorder.record.handle, plane.axis, visit.index, self._done, total)
+                handle = owner[id(visit.lane)].recorder.record.handle
+                yield Step(handle, plane.axis, visit.index, self._done, total)
 
     def settle(self) -> None:
         """Close the books of all jobs; also after a cancellation."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from SAM2AssistLib.engine.memory import SliceState
+
+NO_LIMITS = (-1, sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Findings:
     prompts : in the order in which they were given.
     states : by slice, prompted and tracked.
     bases : by prompted slice, the state it had before its first prompt (None if it had none).
-    stale : slices whose neighbourhood has to be propagated again, because a prompt on them came, went or changed.
+    stale : slices whose neighbourhood has to be propagated again, because a prompt on them came, went or changed, or
+        because 3D boxes now let the propagation go there (beyond the volume, where they bound it no longer).
     """
 
     axis: int | None = None
@@ -83,6 +87,13 @@ class Findings:
             return None
         ends = [*itertools.chain(*reaches), *(p.index for p in self.prompts)]
         return min(ends), max(ends)
+
+    def outdated(self, before: Findings, index: int) -> Findings:
+        """Return a copy that notes as stale what a change of the prompts on a slice has made so."""
+        low, high = self.limits or NO_LIMITS
+        old_low, old_high = before.limits or NO_LIMITS
+        opened = ({low} if low < old_low else set()) | ({high} if high > old_high else set())
+        return replace(self, stale=before.stale | {index} | opened)
 
     @property
     def conditioning(self) -> dict[int, SliceState]:
@@ -153,8 +164,8 @@ def gaps(prompted: list[int], stale: frozenset[int] | None, first: int, last: in
     for low, high in zip(edges, edges[1:], strict=False):
         begin = first if low is None else max(first, low + 1)
         end = last if high is None else min(last, high - 1)
-        reach_low, reach_high = (first if low is None else low), (last if high is None else high)
-        touched = stale is None or any(reach_low <= k <= reach_high for k in stale)
+        # Open ends reach beyond first and last: a 3D box that has been removed may have lain there.
+        touched = stale is None or any((low is None or low <= k) and (high is None or k <= high) for k in stale)
         if begin <= end and touched and (low is not None or high is not None):
             found.append(Gap(low, high, begin, end))
     return found

@@ -11,6 +11,7 @@ with engine.open(volume) as session:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,6 +98,7 @@ class Session:
     def remove_segment(self, segment: Segment) -> None:
         """Remove a segment with its prompts and its mask; undo brings it back."""
         record = self._record(segment)
+        self._interrupt()
         del self._records[segment.id]
         self.history.add(Command(f"remove {segment.name}", segment.id, record.findings, None, (), record))
 
@@ -161,9 +163,8 @@ class Session:
         record = self._record(segment)
         axis = self.segment_axis(segment)
         index_kji = np.array(point.index_ijk)[::-1]
-        placed = PlacedPrompt(
-            next(self._ids), round(float(index_kji[axis])), _in_plane(index_kji, axis), np.array([int(point.positive)])
-        )
+        index = self._nearest_slice(index_kji, axis)
+        placed = PlacedPrompt(next(self._ids), index, _in_plane(index_kji, axis), np.array([int(point.positive)]))
         return self._place(record, axis, placed, "add point")
 
     def place_box(self, segment: Segment, box: BoxPrompt) -> np.ndarray:
@@ -171,7 +172,7 @@ class Session:
         record = self._record(segment)
         axis = self._axis_for(record, box)
         low, high = np.array(box.min_ijk)[::-1], np.array(box.max_ijk)[::-1]
-        first, last = round(float(low[axis])), round(float(high[axis]))
+        first, last = self._nearest_slice(low, axis), self._nearest_slice(high, axis)
         corners = np.concatenate([_in_plane(low, axis), _in_plane(high, axis)])
         reach = (first, last) if box.axis is None else None
         placed = PlacedPrompt(next(self._ids), (first + last) // 2, corners, np.array([2, 3]), reach=reach)
@@ -227,7 +228,7 @@ class Session:
                 for k in old.states:
                     recorder.write(axis, k, np.zeros(self._plane(axis).shape, bool))
                 return
-            new = replace(old, prompts=left, stale=old.stale | {index})
+            new = replace(old, prompts=left).outdated(old, index)
             state = self._plane(axis).decode_all(new, index)
             if not new.on(index):
                 new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})
@@ -250,10 +251,11 @@ class Session:
         Yields
         ------
         Step
-            One for every slice of every segment.
+            One for every visit of a slice by a segment; a slice between two prompted ones is visited from both sides.
         """
         self._interrupt()
-        records = [self._record(s) for s in (self.segments if segments is None else segments)]
+        # A segment that is named twice is one segment.
+        records = [self._record(s) for s in dict.fromkeys(self.segments if segments is None else segments)]
         fresh = not self.engine.options.only_changed
         chosen = [r for r in records if r.findings.prompts and (r.findings.stale or fresh)]
         recorders = [Recorder(f"propagate {r.handle.name}", r) for r in chosen]
@@ -304,6 +306,10 @@ class Session:
             raise InputError(f"The segment {segment.name!r} is not in this session; it may have been removed.")
         return record
 
+    def _nearest_slice(self, index_kji: np.ndarray, axis: int) -> int:
+        """Give the slice a voxel position lies on; half a voxel belongs to the one above, as for a box."""
+        return min(math.floor(float(index_kji[axis]) + 0.5), self.volume.shape_kji[axis] - 1)
+
     def _plane(self, axis: int) -> Plane:
         if axis not in self._planes:
             engine = self.engine
@@ -327,7 +333,7 @@ class Session:
         with self._recording(title, record) as recorder:
             old = record.findings
             bases = old.bases if index in old.bases else {**old.bases, index: old.states.get(index)}
-            new = replace(old, axis=axis, prompts=(*old.prompts, placed), bases=bases, stale=old.stale | {index})
+            new = replace(old, axis=axis, prompts=(*old.prompts, placed), bases=bases).outdated(old, index)
             plane = self._plane(axis)
             state = plane.decode_last(new, index)
             record.findings = new.with_state(index, state)

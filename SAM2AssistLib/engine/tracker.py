@@ -72,6 +72,13 @@ class Lane:
         return (place for place in places if place not in self.conditioning)
 
     @property
+    def left(self) -> int:
+        """Number of slices still to be visited; counted without walking over them, as every step asks for it."""
+        low, high = sorted((self.position, self.last))
+        passed_over = sum(low <= place <= high and place != self.position for place in self.conditioning)
+        return 0 if self.ended else high - low - passed_over
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to visit."""
         return self.ended or next(self.ahead, None) is None
@@ -93,11 +100,13 @@ class Visit:
     lane : which.
     index : of the slice.
     mask : (rows, columns) bool of the whole slice.
+    forgotten : slice whose memory is too far behind to be recalled from now on; there may be none of this number.
     """
 
     lane: Lane
     index: int
     mask: np.ndarray
+    forgotten: int
 
 
 class Tracker:
@@ -128,9 +137,9 @@ class Tracker:
         for lane, state, mask in zip(active, states, masks, strict=True):
             lane.position = lane.next_index
             lane.own[lane.position] = state
-            self._forget(lane)
+            forgotten = self._forget(lane)
             lane.ended = lane.stops and lane.judge.ends(int(mask.sum()))
-            visits.append(Visit(lane, lane.position, mask))
+            visits.append(Visit(lane, lane.position, mask, forgotten))
         return visits
 
     def mask_of(self, state: SliceState) -> np.ndarray:
@@ -189,11 +198,12 @@ class Tracker:
         index = next(k for k, known in lane.behind.items() if known is state)
         return self.network.seen_through(index, state, lane.view)
 
-    def _forget(self, lane: Lane) -> None:
+    def _forget(self, lane: Lane) -> int:
         """Drop the memory that is too far behind to be recalled; a correction makes it again from its mask."""
         far = lane.position + self.network.model.num_maskmem * (1 if lane.reverse else -1)
         if far in lane.own:
             lane.own[far] = replace(lane.own[far], memory=None)
+        return far
 
 
 def _emptied(state: SliceState) -> SliceState:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.appearance import THREE_WINDOWS, to_channels
+from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.training.masses import paste_masses
 from SAM2AssistLib.training.volumes import LabelledVolume
 
@@ -51,6 +52,11 @@ class ClipSampler:
     image_size : side S of the view in pixels.
     slices, objects : T and M of the clips.
     seed : of everything random.
+
+    Raises
+    ------
+    InputError
+        If no volume of any weight has a labelled object.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class ClipSampler:
     ) -> None:
         self.volumes = list(volumes)
         self.weights = np.asarray(weights, float) / np.sum(weights)
+        if not any(volume.present for volume, weight in zip(self.volumes, self.weights, strict=True) if weight > 0):
+            raise InputError("No volume to train on has a label; give volumes with label maps.")
         self.image_size, self.slices, self.objects = image_size, slices, objects
         self.rng = np.random.default_rng(seed)
 
@@ -104,7 +112,7 @@ class ClipSampler:
         return 0
 
     def _slice_indices(self, volume: LabelledVolume, axis: int, middle: int) -> tuple[list[int], int]:
-        """Choose T slices with a step of 1 to 6 mm, running up or down from the prompted one or across it."""
+        """Choose T slices with a step of 1 to 6 mm, running up or down from the prompted one."""
         rng, count = self.rng, self.slices
         length = volume.hu.shape[axis]
         step_mm = rng.uniform(1.0, 6.0)

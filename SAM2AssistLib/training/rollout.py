@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from SAM2AssistLib.engine.heads import Decoded, decode, encode_memory, mask_as_output
 from SAM2AssistLib.prompting.dense import draw_prompts
@@ -108,6 +109,7 @@ def clip_rollout(
     rng: np.random.Generator,
     *,
     carry_share: float,
+    teacher_share: float = 0.0,
 ) -> Rollout:
     """Prompt slice 0 of every clip, propagate to its other slices, and correct the worst of these.
 
@@ -115,6 +117,8 @@ def clip_rollout(
     ----------
     images : (B, T, 3, S, S); masks : (B, T, M, S, S) bool, present in slice 0.
     carry_share : how often the logits of one slice are the mask prompt of the next, beside the memory.
+    teacher_share : how often the truth of a tracked slice, not its prediction, is remembered and carried on. Early
+        predictions are too poor to learn from, and late ones are what the model will meet.
     """
     batch, count, objects = masks.shape[:3]
     levels, positions = _encode(model, images.flatten(0, 1))
@@ -141,10 +145,24 @@ def clip_rollout(
         rollout.loss = rollout.loss + loss
         rollout.note(f"slice {t}", scores)
         tracked.append((features, conditioned, decoded, scores))
+        decoded = _taught(decoded, truth[t], rng, teacher_share)
         bank["non_cond_frame_outputs"][t] = _remember(model, features, decoded, from_prompt=False)
     rollout.note("propagated", torch.stack([scores for *_, scores in tracked]))
     rollout.loss = rollout.loss / count + _correct_worst(model, tracked, truth, rng, rollout) / count
     return rollout
+
+
+def _taught(decoded: Decoded, masks: Tensor, rng: np.random.Generator, share: float) -> Decoded:
+    """Replace a share of the rows by the truth, as logits of +-10."""
+    taught = torch.from_numpy(rng.random(len(masks)) < share)[:, None]
+    size = decoded.logits.shape[-2:]
+    truth = F.interpolate(masks[:, None].float(), size=size, mode="area") * 20 - 10
+    present = masks.flatten(1).any(1, keepdim=True)
+    return replace(
+        decoded,
+        logits=torch.where(taught[..., None, None], truth, decoded.logits),
+        object_score=torch.where(taught, torch.where(present, 10.0, -10.0), decoded.object_score),
+    )
 
 
 def _remember(model: SAM2Base, features: _Features, decoded: Decoded, *, from_prompt: bool) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Recipe:
     clip_share : how many of the batches are clips; the rest are single slices.
     learning_rate, warm_up : peak of the cosine schedule, and the steps until it is reached.
     rounds : prompts and corrections per object on single slices are drawn from 2 to this.
+    carry_share, teacher_share : of clips, see `clip_rollout`.
     """
 
     name: str
@@ -52,8 +53,9 @@ class Recipe:
     rounds: int
     image_size: int = 256
     images: Plan = Plan(clips=8, slices=1, objects=4)
-    clips: Plan = Plan(clips=3, slices=6, objects=3)
-    carry_share: float = 0.7
+    clips: Plan = Plan(clips=3, slices=5, objects=3)
+    carry_share: float = 0.8
+    teacher_share: float = 0.5
     weight_decay: float = 0.05
     gradient_limit: float = 1.0
     averaging: float = 0.995
@@ -68,7 +70,7 @@ def slices_recipe(steps: int) -> Recipe:
 
 def clips_recipe(steps: int) -> Recipe:
     """Return the second stage: mostly clips, some single slices so that clicking is not unlearned."""
-    return Recipe("clips", steps, clip_share=0.7, learning_rate=4e-4, warm_up=50, rounds=5, seed=2)
+    return Recipe("clips", steps, clip_share=0.7, learning_rate=3e-4, warm_up=50, rounds=4, seed=2)
 
 
 class StageTrainer:
@@ -106,6 +108,8 @@ class StageTrainer:
         """Train to the end of the stage, printing a line now and then."""
         recipe = self.recipe
         self._resume()
+        if self.step >= recipe.steps:
+            return
         rng = np.random.default_rng([recipe.seed, self.step])
         torch.manual_seed(recipe.seed * 7919 + self.step)
         batches = self._batches()
@@ -125,6 +129,7 @@ class StageTrainer:
                 self._report(smooth, began)
             if self.step % self.CHECKPOINT_EVERY == 0 or self.step == recipe.steps:
                 self._save(time.monotonic() - began)
+        self.seconds += time.monotonic() - began
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         recipe = self.recipe
@@ -144,7 +149,8 @@ class StageTrainer:
             rounds = int(rng.integers(2, self.recipe.rounds + 1))
             return image_rollout(self.model, images[:, 0], masks[:, 0], rounds, rng)
         rounds = int(rng.integers(1, 3))
-        return clip_rollout(self.model, images, masks, rounds, rng, carry_share=self.recipe.carry_share)
+        shares = {"carry_share": self.recipe.carry_share, "teacher_share": self.recipe.teacher_share}
+        return clip_rollout(self.model, images, masks, rounds, rng, **shares)
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,11 +175,13 @@ class StageTrainer:
             "step": self.step,
             "seconds": self.seconds + spent,
         }
-        beside = self.out / f"{self.recipe.name}.pt.part"
-        torch.save(state, beside)
-        os.replace(beside, self.out / f"{self.recipe.name}.pt")
         weights = {k: v.contiguous().clone() for k, v in self.average.module.state_dict().items()}
-        save_file(weights, self.out / f"{self.recipe.name}.safetensors")
+        # The weights come first: a stage whose checkpoint says that it is finished is not trained again.
+        for ending, save, content in ((".safetensors", save_file, weights), (".pt", torch.save, state)):
+            final = self.out / f"{self.recipe.name}{ending}"
+            beside = final.with_name(f"{final.name}.part")
+            save(content, beside)
+            os.replace(beside, final)
 
     def _resume(self) -> None:
         path = self.out / f"{self.recipe.name}.pt"
@@ -192,11 +200,19 @@ def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int) 
     """Train both stages; the second starts from the averaged weights of the first."""
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
+    stages = []
     for recipe in (slices_recipe(slice_steps), clips_recipe(clip_steps)):
         trainer = StageTrainer(model, recipe, real, out)
         trainer.run()
         model.load_state_dict(load_file(out / f"{recipe.name}.safetensors"))
-        (out / f"{recipe.name}.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+        stages.append({**asdict(recipe), "hours": round(trainer.seconds / 3600, 2)})
+    steps = f"--slice-steps {slice_steps} --clip-steps {clip_steps}"
+    record = {
+        "command": f"python -m SAM2AssistLib.training.trainer --out RUN {steps}{' --real DATA' if real else ''}",
+        "data": ["procedural phantoms, never the same twice", *(v.name for v in trainer.volumes)],
+        "stages": stages,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:

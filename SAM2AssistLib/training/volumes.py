@@ -101,8 +101,20 @@ def read_case(folder: Path, *, longest: int = 288) -> LabelledVolume:
 
 
 def read_split(root: Path, parts: Sequence[str] = ("train", "unlabelled")) -> list[LabelledVolume]:
-    """Read the cases that ``splits.json`` in a data folder names for the given parts; ``test`` is never among them."""
+    """Read the cases that ``splits.json`` in a data folder names for the given parts; ``test`` is never among them.
+
+    Raises
+    ------
+    InputError
+        If the test part is asked for, or ``splits.json`` is missing or lacks a part.
+    """
     if "test" in parts:
         raise InputError("The test part is never trained on; choose 'train' or 'unlabelled'.")
-    split = json.loads((root / "splits.json").read_text())
+    path = root / "splits.json"
+    if not path.is_file():
+        raise InputError(f"{root} holds no splits.json; add one that names the cases of each part.")
+    split = json.loads(path.read_text())
+    for part in parts:
+        if part not in split:
+            raise InputError(f"{path} has no part {part!r}; add it, with an empty list if there are no such cases.")
     return [read_case(root / name) for part in parts for name in split[part]]

@@ -1,0 +1,664 @@
+"""What a session promises: prompts in, masks out, and nothing changes that was not meant to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from blobs import click, draw_box, extent, ras, run, two_blobs
+
+from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.segment import gaps
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts
+from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume
+
+BALL = (5, 32, 20)
+OTHER_BALL = (5, 32, 44)
+
+
+def memories(session, segment) -> set[int]:
+    """Slices whose memory features are held."""
+    return {k for k, state in session._record(segment).findings.states.items() if state.memory is not None}
+
+
+def is_blank(session, segment) -> bool:
+    return not session.mask(segment).any() and not session.prompts(segment) and not session.confidence(segment)
+
+
+# Segments
+
+
+def test_segments_are_listed_in_the_order_in_which_they_were_added(a_quick_session):
+    for name in ("liver", "aorta", "spleen"):
+        a_quick_session.add_segment(name)
+    assert [segment.name for segment in a_quick_session.segments] == ["liver", "aorta", "spleen"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "liver", " liver "])
+def test_a_name_that_is_empty_or_taken_is_refused(a_quick_session, name):
+    a_quick_session.add_segment("liver")
+    with pytest.raises(InputError, match="name"):
+        a_quick_session.add_segment(name)
+    assert len(a_quick_session.segments) == 1
+
+
+def test_a_removed_segment_is_refused_and_its_name_is_free_again(a_quick_session, a_segment):
+    a_quick_session.remove_segment(a_segment)
+    with pytest.raises(InputError, match="removed"):
+        a_quick_session.mask(a_segment)
+    assert a_quick_session.add_segment("ball") != a_segment
+
+
+def test_the_mask_is_a_copy(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    a_quick_session.mask(a_segment)[...] = True
+    assert not a_quick_session.mask(a_segment).all()
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("index_kji", [(-1, 5, 5), (5, -0.6, 5), (5, 5, 63.6), (10, 5, 5)])
+def test_a_click_outside_the_volume_is_refused_and_changes_nothing(a_quick_session, a_segment, index_kji):
+    click(a_quick_session, a_segment, BALL)
+    mask, prompts = a_quick_session.mask(a_segment), a_quick_session.prompts(a_segment)
+    with pytest.raises(InputError, match="outside the volume"):
+        click(a_quick_session, a_segment, index_kji)
+    assert np.array_equal(a_quick_session.mask(a_segment), mask)
+    assert a_quick_session.prompts(a_segment) == prompts
+    assert a_quick_session.undo() == "add point"
+    assert is_blank(a_quick_session, a_segment)
+
+
+def test_a_refused_click_leaves_a_propagation_running(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    steps = a_quick_session.propagate()
+    next(steps)
+    with pytest.raises(InputError):
+        a_quick_session.add_point(a_segment, (np.nan, 0, 0))
+    last = list(steps)[-1]
+    assert last.done == last.total
+
+
+def test_a_click_returns_the_mask_of_its_slice_at_once(a_quick_session, a_segment):
+    shown = click(a_quick_session, a_segment, BALL)
+    assert shown.dtype == bool
+    assert shown.shape == (64, 64)
+    assert shown.any()
+    assert np.array_equal(a_quick_session.mask(a_segment)[5], shown)
+    assert extent(a_quick_session.mask(a_segment)) == [5]
+
+
+def test_a_negative_click_alone_is_taken(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL, positive=False)
+    assert len(a_quick_session.prompts(a_segment)) == 1
+
+
+@pytest.mark.parametrize(("position", "index"), [(2.4, 2), (2.5, 3), (3.5, 4), (-0.5, 0), (9.49, 9)])
+def test_a_click_between_two_slices_belongs_to_the_nearer_and_to_the_upper_of_two_equally_near(
+    a_quick_session, a_segment, position, index
+):
+    a_quick_session.place_point(a_segment, PointPrompt((20.0, 32.0, position)))
+    assert a_quick_session.prompts(a_segment)[0].index == index
+
+
+def test_the_last_click_of_a_volume_of_one_slice_is_on_that_slice(quick_engine):
+    with quick_engine().open(two_blobs((1, 64, 64)).volume) as session:
+        segment = session.add_segment("ball")
+        session.place_point(segment, PointPrompt((20.0, 32.0, np.nextafter(0.5, 0))))
+        assert session.prompts(segment)[0].index == 0
+        assert run(session) == []
+
+
+def test_several_clicks_on_a_slice_are_understood_together(a_quick_session, a_segment):
+    one = click(a_quick_session, a_segment, BALL)
+    two = click(a_quick_session, a_segment, OTHER_BALL)
+    assert not np.array_equal(one, two)
+    assert len(a_quick_session.prompts(a_segment)) == 2
+
+
+def test_a_failing_network_changes_nothing(a_quick_session, a_segment, monkeypatch):
+    click(a_quick_session, a_segment, BALL)
+    mask = a_quick_session.mask(a_segment)
+    plane = a_quick_session._plane(0)
+    monkeypatch.setattr(plane, "mask_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        click(a_quick_session, a_segment, OTHER_BALL)
+    assert np.array_equal(a_quick_session.mask(a_segment), mask)
+    assert len(a_quick_session.prompts(a_segment)) == 1
+
+
+def test_a_3d_box_shows_its_middle_slice_and_bounds_the_propagation(a_quick_session, a_segment):
+    shown = draw_box(a_quick_session, a_segment, (3, 20, 10), (7, 44, 30))
+    assert np.array_equal(a_quick_session.mask(a_segment)[5], shown)
+    assert {step.index for step in run(a_quick_session)} == {3, 4, 6, 7}
+    assert set(extent(a_quick_session.mask(a_segment))) <= set(range(3, 8))
+
+
+def test_a_3d_box_drawn_after_a_propagation_cuts_off_what_lies_beyond_it(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    before = a_quick_session.mask(a_segment)
+    assert set(extent(before)) - set(range(3, 8))
+    draw_box(a_quick_session, a_segment, (3, 20, 10), (7, 44, 30))
+    run(a_quick_session)
+    assert set(extent(a_quick_session.mask(a_segment))) <= set(range(3, 8))
+    assert set(a_quick_session.confidence(a_segment)) <= set(range(3, 8))
+    a_quick_session.undo()
+    a_quick_session.undo()
+    assert np.array_equal(a_quick_session.mask(a_segment), before)
+
+
+def test_a_removed_3d_box_no_longer_bounds_the_propagation(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    draw_box(a_quick_session, a_segment, (2, 20, 10), (6, 44, 30))
+    run(a_quick_session)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert {step.index for step in run(a_quick_session)} == set(range(10)) - {5}
+
+
+def test_of_two_3d_boxes_the_one_that_is_left_bounds_the_propagation(a_quick_session, a_segment):
+    draw_box(a_quick_session, a_segment, (1, 20, 10), (3, 44, 30))
+    draw_box(a_quick_session, a_segment, (6, 20, 10), (8, 44, 30))
+    run(a_quick_session)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert {step.index for step in run(a_quick_session)} == {3}
+    assert set(extent(a_quick_session.mask(a_segment))) <= {1, 2, 3}
+
+
+@pytest.mark.parametrize(("axis", "low", "high"), [(1, (2, 32, 10), (8, 32, 30)), (2, (2, 20, 20), (8, 44, 20))])
+def test_a_coronal_or_sagittal_box_makes_the_segment_travel_along_that_axis(
+    a_quick_session, a_segment, axis, low, high
+):
+    shown = draw_box(a_quick_session, a_segment, low, high)
+    assert a_quick_session.segment_axis(a_segment) == axis
+    assert shown.shape == (10, 64)
+    assert shown.any()
+    mask = a_quick_session.mask(a_segment)
+    assert np.array_equal(np.take(mask, low[axis], axis=axis), shown)
+    assert mask.sum() == shown.sum()
+    assert {step.axis for step in run(a_quick_session)} == {axis}
+
+
+def test_clicks_follow_the_axis_that_a_box_has_settled(a_quick_session, a_segment):
+    draw_box(a_quick_session, a_segment, (2, 32, 10), (8, 32, 30))
+    click(a_quick_session, a_segment, (5, 36, 20))
+    assert [prompt.index for prompt in a_quick_session.prompts(a_segment)] == [32, 36]
+
+
+def test_a_box_flat_in_another_axis_than_the_segments_is_refused_and_changes_nothing(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    mask = a_quick_session.mask(a_segment)
+    with pytest.raises(InputError, match="flat in i, but its other prompts are on slices along k"):
+        draw_box(a_quick_session, a_segment, (2, 20, 20), (8, 44, 20))
+    assert np.array_equal(a_quick_session.mask(a_segment), mask)
+    assert a_quick_session.segment_axis(a_segment) == 0
+
+
+def test_once_its_only_prompt_is_gone_a_segment_may_travel_along_another_axis(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[0])
+    draw_box(a_quick_session, a_segment, (2, 20, 20), (8, 44, 20))
+    assert a_quick_session.segment_axis(a_segment) == 2
+
+
+def test_a_prompt_file_entry_becomes_a_segment_with_its_boxes_first(a_quick_session):
+    box = BoxPrompt((10.0, 20.0, 4.0), (30.0, 44.0, 4.0), 0)
+    segment = a_quick_session.add_prompts(SegmentPrompts("ball", (PointPrompt((20.0, 32.0, 5.0)),), (box,)))
+    assert [prompt.is_box for prompt in a_quick_session.prompts(segment)] == [True, False]
+    assert extent(a_quick_session.mask(segment)) == [4, 5]
+
+
+# Edited masks
+
+
+def test_an_edited_mask_stays_voxel_equal_through_propagations(a_quick_session, a_segment):
+    drawn = np.random.default_rng(1).random((64, 64)) > 0.6
+    a_quick_session.add_mask(a_segment, 4, drawn)
+    run(a_quick_session)
+    click(a_quick_session, a_segment, (8, 32, 20))
+    run(a_quick_session)
+    assert np.array_equal(a_quick_session.mask(a_segment)[4], drawn)
+
+
+def test_an_edited_mask_is_not_changed_by_what_the_caller_does_with_the_array_later(a_quick_session, a_segment):
+    drawn = np.zeros((64, 64), bool)
+    drawn[10:30, 10:30] = True
+    a_quick_session.add_mask(a_segment, 4, drawn)
+    drawn[...] = False
+    a_quick_session.undo()
+    a_quick_session.redo()
+    assert a_quick_session.mask(a_segment).sum() == 400
+    assert a_quick_session.prompts(a_segment)[0].mask.sum() == 400
+
+
+def test_an_empty_edited_mask_says_that_the_segment_is_not_there(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    a_quick_session.add_mask(a_segment, 7, np.zeros((64, 64), bool))
+    run(a_quick_session)
+    assert 7 not in extent(a_quick_session.mask(a_segment))
+
+
+def test_a_click_on_an_edited_slice_goes_on_from_the_edit(a_quick_session, a_segment):
+    drawn = np.zeros((64, 64), bool)
+    drawn[24:40, 12:28] = True
+    a_quick_session.add_mask(a_segment, 5, drawn)
+    click(a_quick_session, a_segment, OTHER_BALL)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert np.array_equal(a_quick_session.mask(a_segment)[5], drawn)
+
+
+@pytest.mark.parametrize("shape", [(63, 64), (64,), (10, 64, 64)])
+def test_a_mask_of_another_shape_is_refused_and_changes_nothing(a_quick_session, a_segment, shape):
+    with pytest.raises(InputError, match="64 x 64 pixels"):
+        a_quick_session.add_mask(a_segment, 4, np.ones(shape, bool))
+    assert is_blank(a_quick_session, a_segment)
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_a_mask_on_a_slice_that_is_not_there_is_refused(a_quick_session, a_segment, index):
+    with pytest.raises(InputError, match="slice"):
+        a_quick_session.add_mask(a_segment, index, np.ones((64, 64), bool))
+    assert is_blank(a_quick_session, a_segment)
+
+
+@pytest.mark.parametrize("wider", [True, False])
+def test_a_second_3d_box_that_reaches_further_opens_both_ends(a_quick_session, a_segment, wider):
+    for k in (3, 6):
+        click(a_quick_session, a_segment, (k, 32, 20))
+    draw_box(a_quick_session, a_segment, (3, 20, 10), (7, 44, 30))
+    run(a_quick_session)
+    draw_box(a_quick_session, a_segment, (1, 20, 10) if wider else (4, 20, 10), (9, 44, 30) if wider else (7, 44, 30))
+    visited = {step.index for step in run(a_quick_session)}
+    assert visited == ({1, 2, 4, 7, 8, 9} if wider else {4})
+
+
+# Removing prompts
+
+
+def test_removing_the_second_click_brings_the_first_ones_mask_back(a_quick_session, a_segment):
+    one = click(a_quick_session, a_segment, BALL)
+    click(a_quick_session, a_segment, OTHER_BALL)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert np.array_equal(a_quick_session.mask(a_segment)[5], one)
+
+
+def test_removing_the_only_prompt_empties_the_segment(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[0])
+    assert is_blank(a_quick_session, a_segment)
+    assert run(a_quick_session) == []
+
+
+def test_removing_a_correction_shows_what_was_tracked_there_before(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    tracked = a_quick_session.mask(a_segment)
+    click(a_quick_session, a_segment, (7, 32, 44))
+    assert not np.array_equal(a_quick_session.mask(a_segment), tracked)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert np.array_equal(a_quick_session.mask(a_segment), tracked)
+
+
+def test_removing_one_of_two_prompted_slices_propagates_the_whole_gap_between_its_neighbours(
+    a_quick_session, a_segment
+):
+    for k in (2, 5, 8):
+        click(a_quick_session, a_segment, (k, 32, 20))
+    run(a_quick_session)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert {step.index for step in run(a_quick_session)} == set(range(3, 8))
+
+
+def test_a_prompt_that_is_not_the_segments_is_refused(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    prompt = a_quick_session.prompts(a_segment)[0]
+    a_quick_session.remove_prompt(a_segment, prompt)
+    with pytest.raises(InputError, match="removed before"):
+        a_quick_session.remove_prompt(a_segment, prompt)
+
+
+# Propagation
+
+
+def test_propagation_counts_up_to_the_total(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    steps = run(a_quick_session)
+    assert [step.done for step in steps] == list(range(1, 10))
+    assert {step.total for step in steps} == {9}
+    assert {step.index for step in steps} == set(range(10)) - {5}
+    assert {step.segment for step in steps} == {a_segment}
+
+
+@pytest.mark.parametrize("options", [{}, {"stop_rules": True}, {"meet_between": False}, {"both_directions": False}])
+def test_done_reaches_the_total_only_with_the_last_step(quick_engine, a_blob_volume, options):
+    with quick_engine(**options).open(a_blob_volume) as session:
+        for name, places in (("one", (4,)), ("two", (2, 7))):
+            segment = session.add_segment(name)
+            for k in places:
+                click(session, segment, (k, 32, 20))
+        sagittal = session.add_segment("three")
+        draw_box(session, sagittal, (2, 20, 20), (8, 44, 20))
+        steps = run(session)
+    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
+    assert [step.done >= step.total for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_without_prompts_there_is_nothing_to_propagate(a_quick_session, a_segment):
+    assert run(a_quick_session) == []
+    assert a_quick_session.undo() == "add ball"
+
+
+def test_a_second_propagation_without_new_prompts_does_nothing(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    assert run(a_quick_session) == []
+
+
+def test_only_the_named_segments_are_propagated(a_quick_session, a_segment):
+    other = a_quick_session.add_segment("other")
+    click(a_quick_session, a_segment, BALL)
+    click(a_quick_session, other, OTHER_BALL)
+    assert {step.segment for step in run(a_quick_session, [other])} == {other}
+    assert extent(a_quick_session.mask(a_segment)) == [5]
+
+
+def test_a_segment_named_twice_is_propagated_once_and_undone_exactly(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    before = a_quick_session.mask(a_segment)
+    assert len(run(a_quick_session, [a_segment, a_segment])) == 9
+    a_quick_session.undo()
+    assert np.array_equal(a_quick_session.mask(a_segment), before)
+
+
+def test_after_a_correction_only_slices_between_the_neighbouring_prompted_slices_change(a_quick_session, a_segment):
+    for k in (2, 8):
+        click(a_quick_session, a_segment, (k, 32, 20))
+    run(a_quick_session)
+    before = a_quick_session.mask(a_segment)
+    click(a_quick_session, a_segment, (5, 32, 44))
+    steps = run(a_quick_session)
+    after = a_quick_session.mask(a_segment)
+    assert {step.index for step in steps} == {3, 4, 6, 7}
+    for k in (0, 1, 2, 8, 9):
+        assert np.array_equal(before[k], after[k])
+    assert not np.array_equal(before[3:8], after[3:8])
+
+
+def test_a_slice_between_two_prompts_is_visited_from_both_sides(a_quick_session, a_segment):
+    for k in (2, 6):
+        click(a_quick_session, a_segment, (k, 32, 20))
+    visited = [step.index for step in run(a_quick_session)]
+    assert sorted(visited) == [0, 1, 3, 3, 4, 4, 5, 5, 7, 8, 9]
+
+
+def test_segments_never_change_each_other(a_quick_session, a_segment):
+    other = a_quick_session.add_segment("other")
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    before = a_quick_session.mask(a_segment)
+    click(a_quick_session, other, OTHER_BALL)
+    run(a_quick_session)
+    click(a_quick_session, other, BALL)
+    a_quick_session.undo()
+    a_quick_session.remove_segment(other)
+    assert np.array_equal(a_quick_session.mask(a_segment), before)
+
+
+def test_segments_propagated_together_are_what_each_is_alone(quick_engine, a_blob_volume):
+    def masks(*places):
+        with quick_engine().open(a_blob_volume) as session:
+            segments = [session.add_segment(f"ball {n}") for n, _ in enumerate(places)]
+            for segment, place in zip(segments, places, strict=True):
+                click(session, segment, place)
+            run(session)
+            return [session.mask(segment) for segment in segments]
+
+    together, alone = masks(BALL, OTHER_BALL), [*masks(BALL), *masks(OTHER_BALL)]
+    for one, two in zip(together, alone, strict=True):
+        assert (one ^ two).sum() <= 0.01 * (one | two).sum()
+
+
+@pytest.mark.parametrize("left_after", range(1, 10))
+def test_leaving_early_keeps_finished_slices_and_one_undo_restores_everything(a_quick_session, a_segment, left_after):
+    click(a_quick_session, a_segment, BALL)
+    before, confidence = a_quick_session.mask(a_segment), a_quick_session.confidence(a_segment)
+    whole = finished_mask(a_quick_session, a_segment)
+    a_quick_session.undo()
+    told = set()
+    for step in a_quick_session.propagate():
+        told.add(step.index)
+        if step.done == left_after:
+            break
+    kept = a_quick_session.mask(a_segment)
+    assert np.array_equal(kept[5], before[5])
+    assert a_quick_session.undo() == "propagate ball"
+    assert np.array_equal(a_quick_session.mask(a_segment), before)
+    assert a_quick_session.confidence(a_segment) == confidence
+    a_quick_session.redo()
+    assert np.array_equal(a_quick_session.mask(a_segment), kept)
+    assert told <= set(a_quick_session.confidence(a_segment))
+    for k in told:
+        assert np.array_equal(whole[k], kept[k])
+
+
+def finished_mask(session, segment) -> np.ndarray:
+    run(session)
+    return session.mask(segment)
+
+
+@pytest.mark.parametrize("both_directions", [True, False])
+@pytest.mark.parametrize("left_after", range(1, 10))
+def test_what_was_left_early_is_finished_by_the_next_propagation(
+    quick_engine, a_blob_volume, left_after, both_directions
+):
+    with quick_engine(both_directions=both_directions, meet_between=both_directions).open(a_blob_volume) as session:
+        segment = session.add_segment("ball")
+        click(session, segment, BALL)
+        for step in session.propagate():
+            if step.done == left_after:
+                break
+        run(session)
+        left = session.mask(segment)
+    with quick_engine(both_directions=both_directions, meet_between=both_directions).open(a_blob_volume) as session:
+        segment = session.add_segment("ball")
+        click(session, segment, BALL)
+        assert set(extent(finished_mask(session, segment))) == set(extent(left))
+
+
+def test_cancel_from_inside_ends_a_propagation_before_its_next_slice(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    before = a_quick_session.mask(a_segment)
+    steps = 0
+    for step in a_quick_session.propagate():
+        steps += 1
+        if step.done == 3:
+            a_quick_session.cancel()
+    assert steps == 3
+    a_quick_session.undo()
+    assert np.array_equal(a_quick_session.mask(a_segment), before)
+
+
+def test_a_cancellation_does_not_stop_the_next_propagation(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    a_quick_session.cancel()
+    assert len(run(a_quick_session)) == 9
+
+
+@pytest.mark.parametrize("change", ["click", "mask", "remove prompt", "remove segment", "undo", "propagate", "close"])
+def test_any_change_ends_a_suspended_propagation_cleanly(a_quick_session, a_segment, change):
+    session = a_quick_session
+    click(session, a_segment, BALL)
+    before = session.mask(a_segment)
+    suspended = session.propagate()
+    next(suspended)
+    {
+        "click": lambda: click(session, a_segment, (8, 32, 20)),
+        "mask": lambda: session.add_mask(a_segment, 8, np.ones((64, 64), bool)),
+        "remove prompt": lambda: session.remove_prompt(a_segment, session.prompts(a_segment)[0]),
+        "remove segment": lambda: session.remove_segment(a_segment),
+        "undo": session.undo,
+        "propagate": lambda: run(session),
+        "close": session.close,
+    }[change]()
+    assert list(suspended) == []
+    while session.undo() != "add ball":
+        pass
+    assert session.segments == ()
+    assert [session.redo(), session.redo()] == ["add ball", "add point"]
+    assert np.array_equal(session.mask(a_segment), before)
+
+
+def test_a_removed_segment_is_not_revived_by_undoing_its_suspended_propagation(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    next(a_quick_session.propagate())
+    kept = a_quick_session.mask(a_segment)
+    a_quick_session.remove_segment(a_segment)
+    assert a_quick_session.segments == ()
+    assert a_quick_session.undo() == "remove ball"
+    assert np.array_equal(a_quick_session.mask(a_segment), kept)
+    assert a_quick_session.undo() == "propagate ball"
+
+
+def test_masks_stay_readable_after_closing(a_quick_session, a_segment):
+    shown = click(a_quick_session, a_segment, BALL)
+    a_quick_session.close()
+    assert np.array_equal(a_quick_session.mask(a_segment)[5], shown)
+
+
+def test_memories_of_far_slices_are_dropped_and_made_again_for_a_correction(quick_engine):
+    with quick_engine().open(two_blobs((20, 64, 64)).volume) as session:
+        segment = session.add_segment("ball")
+        click(session, segment, (0, 32, 20))
+        run(session)
+        assert memories(session, segment) == {0, *range(13, 20)}
+        assert set(session.confidence(segment)) == set(range(20))
+        assert click(session, segment, (8, 32, 20)).any()
+        assert run(session)
+
+
+def test_confidence_tells_the_predicted_iou_of_every_slice_reached(a_quick_session, a_segment):
+    assert a_quick_session.confidence(a_segment) == {}
+    click(a_quick_session, a_segment, BALL)
+    assert list(a_quick_session.confidence(a_segment)) == [5]
+    run(a_quick_session)
+    confidence = a_quick_session.confidence(a_segment)
+    assert list(confidence) == list(range(10))
+    assert all(0 <= value <= 1 for value in confidence.values())
+
+
+# The embedded model
+
+
+def test_the_embedded_model_segments_a_phantom_organ_from_one_box(a_session, a_phantom):
+    organ = a_phantom.labels == a_phantom.names["liver"]
+    k = int(organ.sum(axis=(1, 2)).argmax())
+    rows, columns = np.nonzero(organ[k])
+    segment = a_session.add_segment("liver")
+    shown = draw_box(a_session, segment, (k, rows.min(), columns.min()), (k, rows.max(), columns.max()))
+    assert shown.any()
+    steps = run(a_session)
+    assert steps[-1].done == steps[-1].total
+    assert np.array_equal(a_session.mask(segment)[k], shown)
+
+
+def turned(degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]
+    )
+
+
+SCENES = {
+    "square": two_blobs((6, 72, 72), (2.0, 2.0, 5.0)),
+    "wide": two_blobs((6, 48, 96), (2.0, 2.0, 5.0)),
+    "high": two_blobs((6, 96, 48), (2.0, 2.0, 5.0), apart=1),
+    "anisotropic": two_blobs((6, 48, 96), (1.0, 3.0, 5.0)),
+    "left-handed": two_blobs((6, 72, 72), (2.0, 2.0, 5.0), np.diag([1, 1, -1])),
+    "flipped": two_blobs((6, 72, 72), (2.0, 2.0, 5.0), np.diag([-1, -1, 1])),
+    "oblique": two_blobs((6, 72, 72), (2.0, 2.0, 5.0), turned(25)),
+    "sagittal": two_blobs((6, 72, 72), (2.0, 2.0, 5.0), np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("name", SCENES)
+def test_clicks_land_where_they_should_in_every_geometry(an_engine, name, which):
+    scene = SCENES[name]
+    with an_engine.open(scene.volume) as session:
+        segment = session.add_segment("ball")
+        clicked, other = scene.centres_kji[[which, 1 - which]]
+        shown = click(session, segment, clicked)
+        assert extent(session.mask(segment)) == [int(clicked[0])]
+    centre = np.argwhere(shown).mean(axis=0)
+    assert np.linalg.norm(centre - clicked[1:]) < np.linalg.norm(centre - other[1:])
+
+
+def test_an_object_of_one_slice_can_be_clicked(an_engine):
+    hu = np.full((6, 64, 64), 20, np.int16)
+    hu[3, 20:40, 20:40] = 160
+    hu[:, 0] = -1000
+    volume = CTVolume.from_array(hu, (1.5, 1.5, 5.0), np.diag([1.5, 1.5, 5.0, 1.0]))
+    with an_engine.open(volume) as session:
+        segment = session.add_segment("plate")
+        shown = draw_box(session, segment, (3, 20, 20), (3, 39, 39))
+        run(session)
+        assert shown.any()
+        assert 3 in extent(session.mask(segment))
+
+
+# Options
+
+
+def test_like_upstream_all_slices_are_visited_in_one_direction_after_the_other(quick_engine, a_blob_volume):
+    with quick_engine(**asdict(EngineOptions.like_upstream())).open(a_blob_volume) as session:
+        segment = session.add_segment("ball")
+        click(session, segment, BALL)
+        click(session, segment, (8, 32, 20))
+        assert [step.index for step in run(session)] == [6, 7, 9, 4, 3, 2, 1, 0]
+        assert len(run(session)) == 8
+
+
+def test_like_upstream_the_whole_slice_is_seen_always(quick_engine, a_blob_volume):
+    with quick_engine(**asdict(EngineOptions.like_upstream())).open(a_blob_volume) as session:
+        segment = session.add_segment("ball")
+        draw_box(session, segment, (5, 28, 16), (5, 36, 24))
+        run(session)
+        views = {state.view for state in session._record(segment).findings.states.values()}
+    assert {(view.row, view.column, view.rows, view.columns) for view in views} == {(0, 0, 64, 64)}
+
+
+def test_a_volume_outside_of_hounsfield_units_gets_a_window_of_its_own(quick_engine):
+    ct = two_blobs((4, 64, 64)).volume
+    other = CTVolume.from_array(np.abs(ct.array) * 20, ct.spacing_ijk, ct.ijk_to_lps)
+    with quick_engine().open(ct) as one, quick_engine().open(other) as two:
+        assert one.window == WINDOW_PRESETS["abdomen"]
+        assert two.window != one.window
+
+
+@pytest.mark.parametrize(
+    ("prompted", "stale", "expected"),
+    [
+        ([4], {4}, [(None, 4, 0, 3), (4, None, 5, 9)]),
+        ([2, 6], {2}, [(None, 2, 0, 1), (2, 6, 3, 5)]),
+        ([2, 6], {4}, [(2, 6, 3, 5)]),
+        ([2, 3], {2, 3}, [(None, 2, 0, 1), (3, None, 4, 9)]),
+        ([0, 9], {0}, [(0, 9, 1, 8)]),
+        ([4], {12}, [(4, None, 5, 9)]),
+        ([4], set(), []),
+        ([], {4}, []),
+    ],
+)
+def test_gaps_are_those_that_touch_a_stale_slice(prompted, stale, expected):
+    found = gaps(prompted, frozenset(stale), 0, 9)
+    assert [(gap.low, gap.high, gap.first, gap.last) for gap in found] == expected
+
+
+def test_positions_are_given_in_the_patient(a_quick_session, a_segment):
+    a_quick_session.add_point(a_segment, ras(a_quick_session, BALL))
+    assert a_quick_session.prompts(a_segment)[0].index == 5
+    assert a_quick_session.prompts(a_segment)[0].points == pytest.approx(np.array([[32.0, 20.0]]))
