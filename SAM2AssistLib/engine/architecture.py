@@ -29,8 +29,8 @@ class Architecture:
         Of the Hiera image encoder. ``background_size`` is the side of its coarse position embedding in tokens.
     model_dim
         Channels of the neck, the memory attention and the mask decoder.
-    memory_layers, memory_dim, memory_feedforward
-        Of the memory attention; ``memory_dim`` is the channels of one stored memory.
+    memory_layers, memory_dim, memory_feedforward, memory_dropout
+        Of the memory attention; ``memory_dim`` is the channels of one stored memory. Dropout works in training only.
     several_masks
         Whether one ambiguous click gives three candidate masks, of which the one with the best predicted IoU is kept.
     """
@@ -45,6 +45,7 @@ class Architecture:
     memory_layers: int = 4
     memory_dim: int = 64
     memory_feedforward: int = 2048
+    memory_dropout: float = 0.1
     several_masks: bool = True
 
 
@@ -62,6 +63,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         memory_layers=2,
         memory_dim=32,
         memory_feedforward=512,
+        memory_dropout=0.0,
         several_masks=False,
     ),
     "hiera_t": Architecture(96, 1, (1, 2, 7, 2), (5, 7, 9)),
@@ -105,12 +107,12 @@ def _memory_attention(arch: Architecture, grid: int) -> Any:
         "embedding_dim": arch.model_dim,
         "num_heads": 1,
         "downsample_rate": 1,
-        "dropout": 0.1,
+        "dropout": arch.memory_dropout,
     }
     layer = MemoryAttentionLayer(
         activation="relu",
         dim_feedforward=arch.memory_feedforward,
-        dropout=0.1,
+        dropout=arch.memory_dropout,
         pos_enc_at_attn=False,
         self_attention=RoPEAttention(**shared),
         d_model=arch.model_dim,

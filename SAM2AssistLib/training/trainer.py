@@ -198,6 +198,8 @@ class StageTrainer:
 
 def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int) -> None:
     """Train both stages; the second starts from the averaged weights of the first."""
+    # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
+    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
     stages = []

@@ -65,7 +65,7 @@ def test_a_box_is_bright_inside_and_dark_outside(one, other):
 
 
 def test_a_box_and_a_click_in_it_add_up():
-    box, click = [(20, 20, 2), (90, 90, 3)], [(50, 50, 0)]
+    box, click = [(20.0, 20.0, 2), (90.0, 90.0, 3)], [(50.0, 50.0, 0)]
     assert torch.allclose(drawn([*box, *click]), drawn(box) + drawn(click))
 
 

@@ -40,7 +40,9 @@ class Model:
     """What a user who wrote everything down would expect of undo and redo."""
 
     def __init__(self, session) -> None:
-        self.session, self.done, self.undone = session, [snapshot(session)], []
+        self.session = session
+        self.done: list[dict] = [snapshot(session)]
+        self.undone: list[dict] = []
 
     def change(self, kind, *arguments) -> None:
         if kind == "undo":

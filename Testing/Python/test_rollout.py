@@ -7,6 +7,7 @@ import pytest
 import torch
 from training_scenes import a_tiny_sam2, bright_squares
 
+from SAM2AssistLib.engine.heads import encode_memory
 from SAM2AssistLib.training import rollout as rollout_module
 from SAM2AssistLib.training.losses import mask_loss
 from SAM2AssistLib.training.rollout import clip_rollout, image_rollout
@@ -162,6 +163,42 @@ def test_an_object_that_ends_in_the_clip_gives_a_finite_loss_and_gradient(model,
     rollout.loss.backward()
     assert "slice 3" not in rollout.dice
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """The mask logits and object scores that go into the memory, slice by slice."""
+    seen = []
+
+    def watched(model, features, logits, score, *, from_prompt):
+        seen.append((logits.detach(), score.detach()))
+        return encode_memory(model, features, logits, score, from_prompt=from_prompt)
+
+    monkeypatch.setattr(rollout_module, "encode_memory", watched)
+    return seen
+
+
+def test_a_taught_clip_remembers_the_truth_of_its_tracked_slices(model, prompted, remembered):
+    images, masks = bright_squares(slices=3)
+    masks[:, 2, 0] = False
+    clip_rollout(model, images, masks, 1, random(), carry_share=1.0, teacher_share=1.0)
+    for t in (1, 2):
+        truth = masks[:, t].flatten(0, 1)
+        logits, score = remembered[t]
+        assert torch.equal(score[:, 0] > 0, truth.flatten(1).any(1))
+        wanted = torch.nn.functional.avg_pool2d(truth[:, None].float(), 4) > 0.5
+        assert torch.equal(logits > 0, wanted)
+
+
+def test_an_untaught_clip_remembers_what_was_predicted(model, prompted, remembered, sees_nothing):
+    clip_rollout(model, *bright_squares(slices=3), 1, random(), carry_share=1.0, teacher_share=0.0)
+    assert all((score < 0).all() for _, score in remembered)
+
+
+def test_teaching_object_by_object_mixes_truth_and_prediction(model, prompted, remembered, sees_nothing):
+    clip_rollout(model, *bright_squares(slices=5), 1, random(), carry_share=1.0, teacher_share=0.5)
+    present = torch.stack([score[:, 0] > 0 for _, score in remembered[1:]])
+    assert 0.2 < float(present.float().mean()) < 0.8
 
 
 # ---- which object belongs to which clip

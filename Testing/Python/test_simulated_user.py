@@ -53,7 +53,7 @@ def test_the_box_touches_the_reference_on_all_sides(reference, axis):
     low, high = (np.array(corner)[::-1].astype(int) for corner in (box.min_ijk, box.max_ijk))
     assert low[axis] == high[axis]
     section = np.zeros_like(reference)
-    chosen = [slice(None)] * 3
+    chosen: list[slice | int] = [slice(None)] * 3
     chosen[axis] = int(low[axis])
     section[tuple(chosen)] = reference[tuple(chosen)]
     found = np.argwhere(section)

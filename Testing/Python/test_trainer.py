@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_saved_weights_fit_the_network(new_trainer):
 
 def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monkeypatch):
     first = new_trainer()
-    saved = {}
+    saved: dict[str, Any] = {}
     save = StageTrainer._save
 
     def save_and_remember(trainer, spent):
@@ -309,8 +310,13 @@ def test_the_stream_of_one_seed_is_always_the_same(quick):
 
 
 def test_phantoms_are_renewed_as_the_stream_goes_on(quick, monkeypatch):
-    made = []
-    monkeypatch.setattr(feed_module, "training_phantom", lambda seed: made.append(seed) or cubes(seed))
+    made: list[int] = []
+
+    def noted_cubes(seed: int) -> LabelledVolume:
+        made.append(seed)
+        return cubes(seed)
+
+    monkeypatch.setattr(feed_module, "training_phantom", noted_cubes)
     list(islice(a_feed(renew_every=4), 12))
     assert len(made) > 3
     assert len(set(made)) == len(made)

@@ -118,7 +118,7 @@ def test_a_focus_view_holds_its_object_with_room(data, row_mm, column_mm):
     low = data.draw(st.tuples(st.integers(0, 118), st.integers(0, 158)))
     high = (data.draw(st.integers(low[0], 119)), data.draw(st.integers(low[1], 159)))
     view = focus.around(low, high)
-    assert view.contains(View(*low, high[0] - low[0] + 1, high[1] - low[1] + 1))
+    assert view.contains(View(low[0], low[1], high[0] - low[0] + 1, high[1] - low[1] + 1))
     mask = np.zeros((120, 160), bool)
     mask[low[0] : high[0] + 1, low[1] : high[1] + 1] = True
     assert not focus.outgrown(mask, view)

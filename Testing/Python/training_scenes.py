@@ -27,7 +27,7 @@ TINY = Architecture(
     memory_feedforward=64,
     several_masks=False,
 )
-"""A SAM2 of 0.4 million parameters: too small to be of use, large enough to have every part."""
+"""A SAM2 of 0.9 million parameters: too small to be of use, large enough to have every part."""
 
 HU_PER_LABEL = 200
 AIR = -1000
