@@ -52,11 +52,17 @@ def attach_adapter(model: SAM2Base, folder: Path, base: str) -> SAM2Base:
         raise ModelError(f"The adapter in {folder} cannot be read ({error}); make it again.") from error
     if made_for != base:
         raise ModelError(f"The adapter in {folder} is for {made_for}, not for {base}; choose --model {made_for}.")
-    adapted = peft.PeftModel(model, config)
+    try:
+        adapted = peft.PeftModel(model, config)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"The adapter in {folder} does not fit {base} ({error}); make it again for it.") from error
     wanted = peft.get_peft_model_state_dict(adapted)
     wrong = sorted(k for k in wanted.keys() | weights.keys() if _shape(wanted, k) != _shape(weights, k))
     if wrong:
         raise ModelError(f"The adapter in {folder} does not fit {base}: {wrong[0]} differs; make it again for it.")
+    broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ModelError(f"The adapter in {folder} is damaged: {broken} is not finite everywhere; make it again.")
     peft.set_peft_model_state_dict(adapted, weights)
     return adapted.merge_and_unload()
 

@@ -8,7 +8,10 @@ serves both ways.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -56,6 +59,7 @@ class Command:
     before, after : findings; None where the segment did not exist.
     deltas : of the mask.
     record : the segment, kept so that a removed one can come back as it was.
+    step : number of the step of undo that it belongs to; several commands can make one step.
     """
 
     title: str
@@ -64,11 +68,17 @@ class Command:
     after: Findings | None
     deltas: tuple[SliceDelta, ...]
     record: SegmentRecord
+    step: int = 0
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
-        """Bytes of its deltas; findings are shared with other commands."""
-        return sum(len(d.bits) for d in self.deltas)
+        """Bytes that only this command keeps: its deltas, and the states and masks that it has replaced."""
+        total = sum(len(d.bits) for d in self.deltas)
+        if self.before is None:
+            return total
+        kept = set() if self.after is None else {id(s) for s in self.after.states.values()}
+        total += sum(s.size_bytes for s in self.before.states.values() if id(s) not in kept)
+        return total + (self.record.mask.nbytes if self.after is None else 0)
 
 
 class Recorder:
@@ -108,37 +118,66 @@ class History:
 
     Attributes
     ----------
-    budget_bytes : of all deltas; the oldest commands leave first.
+    budget_bytes : of all commands; the oldest steps leave first, the last one never.
     """
 
-    budget_bytes: int = 256 << 20
+    budget_bytes: int = 512 << 20
     _done: list[Command] = field(default_factory=list)
     _undone: list[Command] = field(default_factory=list)
+    _step: int = 0
+    _title: str | None = None
 
     def add(self, command: Command) -> None:
         """Note a command that has just been carried out; what was undone before can no longer be redone."""
-        self._done.append(command)
+        if self._title is None:
+            self._step += 1
+        self._done.append(replace(command, step=self._step, title=self._title or command.title))
         self._undone.clear()
-        while len(self._done) > 1 and sum(c.size_bytes for c in self._done) > self.budget_bytes:
-            self._done.pop(0)
+        excess = sum(c.size_bytes for c in self._done) - self.budget_bytes
+        while excess > 0 and self._done[0].step != self._step:
+            excess -= self._done.pop(0).size_bytes
+
+    @contextmanager
+    def one_step(self, title: str, records: dict[int, SegmentRecord]) -> Iterator[None]:
+        """Let all commands of the block be undone together; if it fails, they are undone at once and forgotten."""
+        if self._title is not None:
+            yield
+            return
+        self._step += 1
+        self._title = title
+        try:
+            yield
+        except BaseException:
+            self._back(records, self._step)
+            self._undone.clear()
+            raise
+        finally:
+            self._title = None
 
     def undo(self, records: dict[int, SegmentRecord]) -> str | None:
-        """Take the last command back; returns its title, or None if there is none."""
+        """Take the last step back; returns its title, or None if there is none."""
         if not self._done:
             return None
-        command = self._done.pop()
-        self._undone.append(command)
-        _turn(records, command, command.before)
-        return command.title
+        title = self._done[-1].title
+        self._back(records, self._done[-1].step)
+        return title
 
     def redo(self, records: dict[int, SegmentRecord]) -> str | None:
-        """Carry the last undone command out again; returns its title, or None if there is none."""
+        """Carry the last undone step out again; returns its title, or None if there is none."""
         if not self._undone:
             return None
-        command = self._undone.pop()
-        self._done.append(command)
-        _turn(records, command, command.after)
-        return command.title
+        step, title = self._undone[-1].step, self._undone[-1].title
+        while self._undone and self._undone[-1].step == step:
+            command = self._undone.pop()
+            self._done.append(command)
+            _turn(records, command, command.after)
+        return title
+
+    def _back(self, records: dict[int, SegmentRecord], step: int) -> None:
+        while self._done and self._done[-1].step == step:
+            command = self._done.pop()
+            self._undone.append(command)
+            _turn(records, command, command.before)
 
 
 def _turn(records: dict[int, SegmentRecord], command: Command, findings: Findings | None) -> None:

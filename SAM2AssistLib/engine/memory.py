@@ -7,6 +7,7 @@ memory attention together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,6 +45,11 @@ class SliceState:
     memory: Tensor | None
     prompted: bool = False
     reverse: bool = False
+
+    @property
+    def confidence(self) -> float:
+        """How sure the network is, in [0, 1]: of the mask by its predicted IoU, of an absence by the object score."""
+        return self.iou if self.object_score > 0 else 1 / (1 + math.exp(min(30.0, self.object_score)))
 
     @property
     def size_bytes(self) -> int:

@@ -21,8 +21,7 @@ class EngineOptions:
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
-    cache_bytes : of slice features on the engine's device.
-    memory_bytes : of the memories and logits kept for corrections, per segment.
+    cache_bytes : of slice features on the engine's device, for each axis in use.
     encode_batch : slices encoded at once.
     row_batch : objects times directions decoded at once.
     """
@@ -37,7 +36,6 @@ class EngineOptions:
     stretch: bool = False
     prompts_decide: bool = True
     cache_bytes: int = 2 << 30
-    memory_bytes: int = 1 << 30
     encode_batch: int = 4
     row_batch: int = 32
 

@@ -116,8 +116,12 @@ class Session:
         return self.axis if axis is None else axis
 
     def confidence(self, segment: Segment) -> dict[int, float]:
-        """Give the predicted IoU, in [0, 1], of every slice that a prompt or a propagation has reached."""
-        return {k: state.iou for k, state in sorted(self._record(segment).findings.states.items())}
+        """Tell how sure the engine is, in [0, 1], of every slice that a prompt or a propagation has reached.
+
+        That is the predicted IoU of the mask, times the agreement of both directions between prompted slices; where
+        the segment is absent, how sure that is.
+        """
+        return {k: state.confidence for k, state in sorted(self._record(segment).findings.states.items())}
 
     # Prompts
 
@@ -204,13 +208,20 @@ class Session:
         return self._place(record, axis, placed, "edit mask")
 
     def add_prompts(self, prompts: SegmentPrompts) -> Segment:
-        """Add a segment with all its prompts, boxes first, as a prompt file lists them."""
-        segment = self.add_segment(prompts.name)
-        # Along the axis a flat box lies in, before any click can settle on another.
-        for box in sorted(prompts.boxes, key=lambda b: b.axis is None):
-            self.place_box(segment, box)
-        for point in prompts.points:
-            self.place_point(segment, point)
+        """Add a segment with all its prompts, boxes first, as a prompt file lists them; one step of undo.
+
+        Raises
+        ------
+        InputError
+            As the prompts one by one; none of them is there then.
+        """
+        with self.history.one_step(f"add {prompts.name}", self._records):
+            segment = self.add_segment(prompts.name)
+            # Along the axis a flat box lies in, before any click can settle on another.
+            for box in sorted(prompts.boxes, key=lambda b: b.axis is None):
+                self.place_box(segment, box)
+            for point in prompts.points:
+                self.place_point(segment, point)
         return segment
 
     def remove_prompt(self, segment: Segment, prompt: PlacedPrompt) -> None:
@@ -242,7 +253,7 @@ class Session:
 
         Only what prompts have made stale is visited. The generator may be left at any time, or told to end with
         `cancel`: slices that are finished stay, the others are as they were. The next change of a prompt ends it, too.
-        All of it is one step of undo for each segment.
+        All of it is one step of undo.
 
         Parameters
         ----------
@@ -273,8 +284,9 @@ class Session:
                     return
         finally:
             run.settle()
-            for recorder in recorders:
-                self.history.add(recorder.command())
+            with self.history.one_step("propagate", self._records):
+                for recorder in recorders:
+                    self.history.add(recorder.command())
 
     def cancel(self) -> None:
         """Ask a running propagation to end before its next slice; may be called from another thread."""

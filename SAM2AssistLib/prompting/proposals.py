@@ -37,6 +37,8 @@ def propose_prompts(volume: CTVolume, most: int = 4) -> tuple[SegmentPrompts, ..
     hu = ndimage.zoom(volume.array.astype(np.float32), zoom, order=1)
     cell = spacing * np.array(volume.shape_kji) / np.array(hu.shape)
     smooth = ndimage.gaussian_filter(hu, 3.0 / cell)
+    if min(smooth.shape) < 2:
+        raise InputError("The volume is too thin to find regions in; give prompts with --prompts FILE.json.")
     slope = np.sqrt(sum((g / c) ** 2 for g, c in zip(np.gradient(smooth), cell, strict=True)))
     flat = (smooth > SOFT_TISSUE_HU[0]) & (smooth < SOFT_TISSUE_HU[1]) & (slope < FLAT_HU_PER_MM)
     depth = ndimage.distance_transform_edt(flat, sampling=cell)

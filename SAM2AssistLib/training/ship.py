@@ -44,6 +44,7 @@ def ship(run: Path, metrics: Path | None) -> Path:
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(run / f"{STAGES[-1]}.safetensors").items()}
     with atomic_path(weights) as path:
         save_file(state, path, metadata={"format": "pt", "model": spec.name})
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     card: dict[str, Any] = {
         "name": spec.name,
         "version": __version__,

@@ -2,9 +2,9 @@
 
     python Testing/Benchmarks/accuracy.py DATA [--part test] [--out accuracy.json]
 
-DATA holds ``splits.json`` and, for each case, image.nii.gz, label.nii.gz and labels.json. The box is the reference's own on the
-middle slice that holds it; each click goes into the middle of the largest error (the CVPR 2025 challenge's), and what changed is
-propagated before the next one. Nothing of the part that is measured may have been trained on.
+DATA holds ``splits.json`` and, for each case, image.nii.gz, label.nii.gz and labels.json. The box is the reference's
+own on the middle slice that holds it; each click goes into the middle of the largest error (the CVPR 2025 challenge's),
+and what changed is propagated before the next one. Nothing of the part that is measured may have been trained on.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Real CT with references, where it is at hand: what the embedded model must reach on patients it was never trained on."""
+"""Real CT with references, where it is at hand: what the embedded model must reach on patients it has never seen."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from command_line import run_script
 
 from SAM2AssistLib import CTVolume
 from SAM2AssistLib.evaluation.metrics import dice
@@ -31,22 +31,16 @@ def reference(case: Path, name: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def an_abdomen_segmented_on_the_command_line(tmp_path_factory):
     """The DICOM folder of the upper abdomen, one box for each organ on its middle slice."""
-    from SAM2AssistLib.cli.app import main
-
     folder = tmp_path_factory.mktemp("abdomen")
     case = DATA / "ct_upper_abdomen_20slices"
     volume = CTVolume.read(case / "dicom")
     requests = [SegmentPrompts(name, (), (box_on_middle_slice(reference(case, name)),)) for name in LEAST_DICE]
     write_prompt_file(folder / "prompts.json", requests, volume)
     output = folder / "organs.seg.nrrd"
-    arguments = ["sam2assist", "segment", str(case / "dicom"), "--prompts", str(folder / "prompts.json")]
-    before, sys.argv = sys.argv, [*arguments, "-o", str(output), "--device", "cpu"]
-    try:
-        main()
-    except SystemExit as end:
-        assert end.code in (0, None)
-    finally:
-        sys.argv = before
+    done = run_script(
+        "segment", case / "dicom", "--prompts", folder / "prompts.json", "-o", output, "--device", "cpu", "--json"
+    )
+    assert done.code == 0, done.err
     return case, volume, output
 
 
