@@ -19,13 +19,17 @@ VENV := .venv
 OUT ?= demo-output
 CT ?=
 PYTEST_ARGS ?=
+# Read by the shell and not by make, so that any character may be in a file name.
+export CT OUT
 
 TORCH_VERSION ?= 2.13.0
 # Where PyTorch publishes builds without CUDA; PyPI's build for Linux contains CUDA and is several gigabytes.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SAM2_VERSION ?= 1.1.0
 
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# By module and not by script: a script names the folder in which it was made, and a checkout may be moved.
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip --disable-pip-version-check
 SAY = @printf '\n== %s\n'
 
 .PHONY: help setup setup-dev demo test lint types pytest slicer-files clean distclean
@@ -37,22 +41,22 @@ setup: $(VENV)/.stamp-package
 setup-dev: $(VENV)/.stamp-dev
 
 demo: setup
-	$(SAY) 'Demo: segmenting $(if $(CT),$(CT),a CT phantom); results go to $(OUT)/'
-	@$(VENV)/bin/sam2assist demo --out "$(OUT)" $(if $(CT),--ct "$(CT)")
+	@printf '\n== Demo: segmenting %s; results go to %s/\n' "$${CT:-a CT phantom}" "$$OUT"
+	@$(RUN) SAM2AssistLib demo --out "$$OUT" $${CT:+--ct "$$CT"}
 
 test: lint types pytest
 
 lint: setup-dev
 	$(SAY) 'Linter (ruff)'
-	@$(VENV)/bin/ruff check .
+	@$(RUN) ruff check .
 
 types: setup-dev
 	$(SAY) 'Type checker (mypy) over SAM2AssistLib'
-	@$(VENV)/bin/mypy
+	@$(RUN) mypy
 
 pytest: setup-dev
 	$(SAY) 'Tests (pytest)'
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@$(RUN) pytest $(PYTEST_ARGS)
 
 # The lists of files from which Slicer's build installs SAM2AssistLib; a test fails when they are out of date.
 slicer-files: setup-dev

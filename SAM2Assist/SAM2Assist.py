@@ -93,7 +93,7 @@ class SAM2AssistLogic(ScriptedLoadableModuleLogic):
         Raises
         ------
         ValueError
-            If the volume has no image or is under a transform.
+            If the volume has no image, is under a transform or cannot be exported.
         SAM2AssistLib.errors.SAM2AssistError
             If the volume, the prompts or the model cannot be used; the message is one sentence for the user.
         """
@@ -106,7 +106,9 @@ class SAM2AssistLogic(ScriptedLoadableModuleLogic):
         with tempfile.TemporaryDirectory() as folder:
             imagePath = str(Path(folder) / "volume.nrrd")
             segmentationPath = str(Path(folder) / "segmentation.seg.nrrd")
-            slicer.util.exportNode(volumeNode, imagePath)
+            # Properties are given, because Slicer keeps the format of an earlier export in those that are not.
+            if not slicer.util.exportNode(volumeNode, imagePath, {"useCompression": 0}):
+                raise ValueError(_("The volume {name} cannot be exported.").format(name=volumeNode.GetName()))
             volume = CTVolume.read(imagePath)
             masks = self._segment(volume, promptFile, modelName, device, onProgress)
             write_segmentation(segmentationPath, masks, volume)
@@ -129,26 +131,19 @@ class SAM2AssistLogic(ScriptedLoadableModuleLogic):
 
     @staticmethod
     def _segment(volume, promptFile, modelName, device, onProgress):
-        """Turn the prompts into the session's calls and return the masks by name."""
+        """Return the masks by name that the prompts of a file lead to."""
         from SAM2AssistLib import load_engine
         from SAM2AssistLib.io.segmentation import NamedMask
         from SAM2AssistLib.prompts import read_prompt_file
 
         prompts = read_prompt_file(promptFile, volume)
         with load_engine(modelName, device=device).open(volume) as session:
-            segments = []
-            for segment in prompts:
-                identifier = session.add_segment(segment.name)
-                segments.append((segment.name, identifier))
-                for box in segment.boxes:
-                    corners = (volume.ras_from_index_ijk(corner) for corner in (box.min_ijk, box.max_ijk))
-                    session.add_box(identifier, *corners)
-                for point in segment.points:
-                    session.add_point(identifier, volume.ras_from_index_ijk(point.index_ijk), positive=point.positive)
+            for request in prompts:
+                session.add_prompts(request)
             for step in session.propagate():
                 if onProgress is not None:
                     onProgress(step.done, step.total)
-            return [NamedMask(name, session.mask(identifier)) for name, identifier in segments]
+            return [NamedMask(segment.name, session.mask(segment)) for segment in session.segments]
 
 
 class SAM2AssistTest(ScriptedLoadableModuleTest):

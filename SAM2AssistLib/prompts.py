@@ -81,10 +81,6 @@ class BoxPrompt:
     max_ijk: tuple[float, float, float]
     axis: int | None
 
-    def slice_range(self, axis: int) -> tuple[int, int]:
-        """First and last slice (both included) that the box touches along an array axis (0 = k, 1 = j, 2 = i)."""
-        return round(self.min_ijk[2 - axis]), round(self.max_ijk[2 - axis])
-
 
 @dataclass(frozen=True)
 class SegmentPrompts:

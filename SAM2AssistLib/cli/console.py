@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.propagation import Step
@@ -68,7 +69,7 @@ def working(title: str) -> Iterator[None]:
     if not console.is_interactive:
         yield
         return
-    with console.status(title):
+    with console.status(Text(title)):  # as text, because rich takes brackets in a file name for markup
         yield
 
 

@@ -14,7 +14,17 @@ import typer
 from rich.table import Table
 
 from SAM2AssistLib.cli.console import own_command, print_json, propagate_with_progress, stdout, tell, working
-from SAM2AssistLib.cli.segment import Stopwatch, check_model, check_prompt_path, masks_of, report_on, table_of
+from SAM2AssistLib.cli.results import (
+    AXIS_LETTERS,
+    Stopwatch,
+    masks_of,
+    notes_on,
+    report_on,
+    slicer_advice,
+    table_of,
+    window_as_json,
+)
+from SAM2AssistLib.cli.segment import check_model, check_prompt_path
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.io.itk_image import image_of
@@ -30,7 +40,13 @@ if TYPE_CHECKING:
 DEMO_SEED = 20
 """Of the phantom. Training draws its seeds from 10^11 upwards, so this phantom has never been trained on."""
 DEMO_SHAPE_KJI, DEMO_SPACING_IJK = (48, 224, 224), (1.6, 1.6, 5.0)
+DEMO_CLICKS = 3
 DEMO_ORGANS = ("liver", "spleen", "kidney_right", "kidney_left", "aorta", "stomach", "tumor", "vertebrae")
+
+NOT_NAMED = (
+    "The regions are numbered, not named: the demo clicked into large homogeneous ones and knows no organs; give "
+    "prompts of your own with --prompts FILE.json."
+)
 
 CT_FILE, PROMPT_FILE = "ct.nrrd", "prompts.json"
 SEGMENTATION_FILE, PREVIEW_FILE = "segmentation.seg.nrrd", "preview.png"
@@ -61,7 +77,12 @@ def demo(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Prompts for --ct; proposed if not given.")
     ] = None,
-    corrections: Annotated[int, typer.Option("--corrections", min=0, help="Simulated clicks for each organ.")] = 3,
+    corrections: Annotated[
+        int | None,
+        typer.Option(
+            "--corrections", min=0, help=f"Simulated clicks for each organ of the phantom ({DEMO_CLICKS} if not given)."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
@@ -71,6 +92,8 @@ def demo(
         check_prompt_path(prompts)
         if ct is None:
             raise InputError("The phantom has prompts of its own; name the CT that yours belong to with --ct IMAGE.")
+    if corrections is not None and ct is not None:
+        raise InputError("Simulated clicks need a truth to click by, which your CT has not; leave --corrections out.")
     check_model(model)
     _make_folder(out)
     with working("Making the phantom" if ct is None else "Reading the image"):
@@ -87,15 +110,28 @@ def demo(
         clock.lap("first result")
         if task.references:
             scores.append(_scores(session, task))
-            for turn in range(corrections):
+            for turn in range(DEMO_CLICKS if corrections is None else corrections):
                 _correct(session, task)
                 scores.append(_scores(session, task))
                 clock.lap(_clicks(turn + 1))
         report = report_on(session)
         with working(f"Writing to {out}"):
-            files = _write(out, session, task)
+            files, notes = _write(out, session, task)
+    if ct is not None and prompts is None:
+        notes.append(NOT_NAMED)
+    tell(notes)
     if as_json:
-        print_json({"dice": scores, "segments": report, "seconds": clock.laps, "files": files})
+        print_json(
+            {
+                "dice": scores,
+                "axis": AXIS_LETTERS[session.axis],
+                "window": window_as_json(session.window),
+                "segments": report,
+                "seconds": clock.laps,
+                "files": files,
+                "warnings": [*task.volume.warnings, *notes],
+            }
+        )
         return
     _show(task, scores, report, clock)
     _tell_what_next(out, ct, prompts)
@@ -154,17 +190,17 @@ def _correct(session: Session, task: _Task) -> None:
     propagate_with_progress(session)
 
 
-def _write(out: Path, session: Session, task: _Task) -> dict[str, str]:
-    """Write the four files and return their paths by what they hold."""
+def _write(out: Path, session: Session, task: _Task) -> tuple[dict[str, str], list[str]]:
+    """Write the four files; return their paths by what they hold, and notes for the user."""
     from SAM2AssistLib.io.preview import write_preview
 
     masks = masks_of(session)
-    tell(write_segmentation(out / SEGMENTATION_FILE, masks, task.volume))
-    write_preview(out / PREVIEW_FILE, task.volume, masks)
+    notes = [*write_segmentation(out / SEGMENTATION_FILE, masks, task.volume), *notes_on(masks, task.volume)]
+    write_preview(out / PREVIEW_FILE, task.volume, masks, window=session.window)
     write_prompt_file(out / PROMPT_FILE, task.requests, task.volume)
     _write_ct(out / CT_FILE, task.volume)
     names = {"ct": CT_FILE, "prompts": PROMPT_FILE, "segmentation": SEGMENTATION_FILE, "preview": PREVIEW_FILE}
-    return {what: str(out / name) for what, name in names.items()}
+    return {what: str(out / name) for what, name in names.items()}, notes
 
 
 def _write_ct(path: Path, volume: CTVolume) -> None:
@@ -209,9 +245,10 @@ def _tell_what_next(out: Path, ct: Path | None, prompts: Path | None) -> None:
     lines = [
         "",
         f"Results are in {out}:",
-        f"  {CT_FILE} and {SEGMENTATION_FILE}   open both in 3D Slicer",
+        f"  {CT_FILE} and {SEGMENTATION_FILE}   the image and its segments",
         f"  {PREVIEW_FILE}   the segmentation at a glance",
         f"  {PROMPT_FILE}   the prompts, to be edited",
+        slicer_advice(out / CT_FILE, out / SEGMENTATION_FILE),
         "",
         "To segment it again from the prompts in that file, after editing them:"
         if ct

@@ -6,17 +6,16 @@ The commands raise `SAM2AssistError`; the console script turns it into one sente
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from SAM2AssistLib.cli.console import print_json, stderr, stdout
 from SAM2AssistLib.engine import catalogue, store
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.errors import ModelError
@@ -31,9 +30,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name from '
 def list_models(as_json: JsonOption = False) -> None:
     """List the models, their licences, and which of them are on this computer."""
     if as_json:
-        _print_json({"cache": str(store.cache_folder()), "models": [_as_dict(spec) for spec in catalogue.CATALOGUE]})
+        print_json({"cache": str(store.cache_folder()), "models": [_as_dict(spec) for spec in catalogue.CATALOGUE]})
         return
-    console = Console()
+    console = stdout()
     table = Table(caption=f"Fetched weights are kept in {store.cache_folder()}", caption_justify="left")
     for heading, justify in (("Name", "left"), ("Input", "right"), ("Parameters", "right"), ("Size", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -73,14 +72,14 @@ def fetch_model(
             path = store.place(spec, file, report)
         done = "was copied and is verified"
     else:
-        _stderr().print(f"{spec.title}: licence {spec.licence}, from {spec.url}", soft_wrap=True, highlight=False)
+        stderr().print(f"{spec.title}: licence {spec.licence}, from {spec.url}", soft_wrap=True)
         with _progress(f"Fetching {spec.name}") as report:
             path = store.fetch(spec, report)
         done = "was fetched and is verified"
     if as_json:
-        _print_json(_as_dict(spec))
+        print_json(_as_dict(spec))
     else:
-        Console().print(f"{spec.name} {done}: {path}", soft_wrap=True, highlight=False)
+        stdout().print(f"{spec.name} {done}: {path}", soft_wrap=True)
 
 
 @models_app.command("verify")
@@ -101,12 +100,12 @@ def verify_models(
     if as_json:
         results = [(spec.name, spec.name not in faults, faults.get(spec.name)) for spec in specs]
         models = [{"name": name, "verified": verified, "reason": reason} for name, verified, reason in results]
-        _print_json({"verified": not faults, "models": models})
+        print_json({"verified": not faults, "models": models})
     else:
         for spec in specs:
-            Console().print(f"{spec.name}: {'differs' if spec.name in faults else 'verified'}", highlight=False)
+            stdout().print(f"{spec.name}: {'differs' if spec.name in faults else 'verified'}")
         if not specs:
-            Console().print("No weights are on this computer.", highlight=False)
+            stdout().print("No weights are on this computer.")
     if faults:
         raise ModelError(" ".join(faults.values()))
 
@@ -117,9 +116,9 @@ def remove_model(name: NameArgument, as_json: JsonOption = False) -> None:
     spec = catalogue.find_model(name)
     freed = store.remove(spec)
     if as_json:
-        _print_json({"name": spec.name, "freed_bytes": freed})
+        print_json({"name": spec.name, "freed_bytes": freed})
     else:
-        Console().print(f"{spec.name} was removed; {freed:,} bytes are free again.", highlight=False)
+        stdout().print(f"{spec.name} was removed; {freed:,} bytes are free again.")
 
 
 def _as_dict(spec: ModelSpec) -> dict[str, Any]:
@@ -156,20 +155,12 @@ def _whereabouts(spec: ModelSpec) -> str:
     return "yes, embedded" if spec.embedded else "yes"
 
 
-def _stderr() -> Console:
-    return Console(stderr=True)
-
-
 @contextmanager
 def _progress(title: str) -> Iterator[store.Progress]:
     """Show a bar on stderr while it is a terminal; yield the function that moves it."""
-    title_and_bar = (TextColumn("{task.description}"), BarColumn())
+    title_and_bar = (TextColumn("{task.description}", markup=False), BarColumn())
     columns = (*title_and_bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = _stderr()
+    console = stderr()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
 
 from SAM2AssistLib.cli.console import print_json, propagate_with_progress, say, stdout, tell, undisturbed, working
+from SAM2AssistLib.cli.results import (
+    AXIS_LETTERS,
+    Stopwatch,
+    masks_of,
+    notes_on,
+    report_on,
+    slicer_advice,
+    table_of,
+    window_as_json,
+)
 from SAM2AssistLib.engine import store
-from SAM2AssistLib.engine.adapter import CONFIG_FILE
+from SAM2AssistLib.engine.adapter import check_adapter_files
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
-from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
+from SAM2AssistLib.io.atomic import check_place
+from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation, written_files
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.session import Session
-
-AXES = {"k": 0, "j": 1, "i": 2}
 
 
 def segment(
@@ -58,12 +63,12 @@ def segment(
 ) -> None:
     """Segment a CT from prompts: each mask starts at its prompts and travels slice to slice through the volume."""
     # What costs nothing to find out comes first, so that nobody waits for the sentence that the name was misspelt.
-    check_output_path(output)
-    check_keeps_image(output, image)
-    if preview is not None:
-        check_preview_path(preview)
     travel, chosen_window = parse_axis(axis), None if window is None else parse_window(window)
     prompt_file = check_prompt_path(prompts)
+    check_keeps_inputs(output, image, prompt_file)
+    check_output_path(output)
+    if preview is not None:
+        check_preview_path(preview)
     check_model(model, adapter)
 
     clock = Stopwatch()
@@ -84,13 +89,13 @@ def segment(
             _end_early(session, output, keep_partial=keep_partial)
         masks, report = masks_of(session), report_on(session)
     with working(f"Writing {output.name}"):
-        tell(write_segmentation(output, masks, volume))
+        notes = [*write_segmentation(output, masks, volume), *notes_on(masks, volume)]
         if preview is not None:
             from SAM2AssistLib.io.preview import write_preview
 
-            write_preview(preview, volume, masks, window=chosen_window)
+            write_preview(preview, volume, masks, window=session.window)
     clock.lap("write")
-    tell([f"'{row['name']}' is empty; check where its prompts are." for row in report if not row["voxels"]])
+    tell(notes)
     if as_json:
         print_json(
             {
@@ -98,65 +103,18 @@ def segment(
                 "preview": None if preview is None else str(preview),
                 "model": engine.spec.name,
                 "device": str(engine.model.device),
+                "axis": AXIS_LETTERS[session.axis],
+                "window": window_as_json(session.window),
                 "segments": report,
                 "seconds": clock.laps,
-                "warnings": list(volume.warnings),
+                "warnings": [*volume.warnings, *notes],
             }
         )
         return
     stdout().print(table_of(report))
     seconds = clock.laps["prompts"] + clock.laps["propagate"]
     stdout().print(f"{output} written; {seconds:.1f} s on {engine.model.device} after loading.", soft_wrap=True)
-
-
-class Stopwatch:
-    """Seconds of each part of a command."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """End a part."""
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
-
-
-def masks_of(session: Session) -> list[NamedMask]:
-    """Return the masks of a session by name."""
-    return [NamedMask(s.name, session.mask(s)) for s in session.segments]
-
-
-def report_on(session: Session) -> list[dict[str, Any]]:
-    """Describe each segment: voxels, volume in ml, slices, and mean confidence over these."""
-    millilitres = float(np.prod(session.volume.spacing_ijk)) / 1000
-    rows = []
-    for handle in session.segments:
-        mask, axis = session.mask(handle), session.segment_axis(handle)
-        shown = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        confidence = session.confidence(handle)
-        values = [confidence[int(k)] for k in shown if int(k) in confidence]
-        rows.append(
-            {
-                "name": handle.name,
-                "voxels": int(mask.sum()),
-                "volume_ml": round(int(mask.sum()) * millilitres, 2),
-                "slices": len(shown),
-                "confidence": round(float(np.mean(values)), 3) if values else 0.0,
-            }
-        )
-    return rows
-
-
-def table_of(report: Sequence[dict[str, Any]]) -> Table:
-    """Lay the rows of `report_on` out for a terminal."""
-    table = Table("Segment")
-    for heading in ("Volume (ml)", "Slices", "Confidence"):
-        table.add_column(heading, justify="right")
-    for row in report:
-        table.add_row(row["name"], f"{row['volume_ml']:.1f}", str(row["slices"]), f"{row['confidence']:.2f}")
-    return table
+    stdout().print(slicer_advice(image, output), soft_wrap=True)
 
 
 def parse_axis(letter: str) -> int:
@@ -167,9 +125,9 @@ def parse_axis(letter: str) -> int:
     InputError
         If it is none of the three.
     """
-    if letter.lower() not in AXES:
+    if letter.lower() not in AXIS_LETTERS:
         raise InputError(f"There is no axis '{letter}'; choose --axis k, j or i.")
-    return AXES[letter.lower()]
+    return AXIS_LETTERS.index(letter.lower())
 
 
 def parse_window(text: str) -> Window:
@@ -190,16 +148,20 @@ def parse_window(text: str) -> Window:
     return Window(*numbers)
 
 
-def check_keeps_image(output: Path, image: Path) -> None:
-    """Refuse to write a result over the image that it is made from.
+def check_keeps_inputs(output: Path, image: Path, prompts: Path) -> None:
+    """Refuse to write a result, or the names of its labels, over what it is made from.
 
     Raises
     ------
     OutputError
-        If both are the same file.
+        If two of them are the same file.
     """
-    if output.exists() and image.exists() and output.samefile(image):
-        raise OutputError(f"{output.name} is the image itself and would be lost; choose another name for the result.")
+    for path in written_files(output):
+        for what, given in (("image", image), ("prompt file", prompts)):
+            if path.exists() and given.exists() and path.samefile(given):
+                raise OutputError(
+                    f"{path.name} is the {what} itself and would be lost; choose another name for the result."
+                )
 
 
 def check_preview_path(path: Path) -> None:
@@ -208,14 +170,11 @@ def check_preview_path(path: Path) -> None:
     Raises
     ------
     OutputError
-        If the ending is not .png, the folder is missing, or a folder has that name.
+        If the ending is not .png, the folder is missing or may not be written to, or a folder has that name.
     """
     if path.suffix.lower() != ".png":
         raise OutputError(f"The preview {path.name} would not be a PNG; give it the ending .png.")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the preview the name of a file.")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent} for the preview; make it first.")
+    check_place(path)
 
 
 def check_prompt_path(path: Path | None) -> Path:
@@ -244,8 +203,8 @@ def check_model(model: str, adapter: Path | None = None) -> None:
     spec = find_model(model)
     if not store.is_present(spec):
         raise ModelError(store.missing_message(spec))
-    if adapter is not None and not (adapter / CONFIG_FILE).is_file():
-        raise ModelError(f"There is no adapter in '{adapter}': {CONFIG_FILE} is missing; name a folder with one.")
+    if adapter is not None:
+        check_adapter_files(adapter)
 
 
 def _run(session: Session, requests: Sequence[SegmentPrompts], clock: Stopwatch) -> None:

@@ -21,10 +21,6 @@ from dataclasses import dataclass
 
 from SAM2AssistLib.errors import ModelError
 
-# The statistics SAM 2 was trained with (ImageNet, RGB, values in 0..1); MedSAM2 and mini keep them.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _META_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 _META_PROJECT = "https://github.com/facebookresearch/sam2"
 _MEDSAM2_PROJECT = "https://huggingface.co/wanglab/MedSAM2"
@@ -67,8 +63,6 @@ class ModelSpec:
     three_windows
         Whether the three input channels are three HU windows (see `SAM2AssistLib.engine.appearance`) instead of one
         thrice.
-    pixel_mean, pixel_std
-        Normalisation of the three channels after the HU window has mapped the slice to 0..1.
     note
         What a user should know before choosing it; one sentence.
     """
@@ -88,8 +82,6 @@ class ModelSpec:
     dense_prompts: bool = False
     carries_logits: bool = False
     three_windows: bool = False
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
     note: str = ""
 
 

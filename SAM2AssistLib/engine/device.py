@@ -1,7 +1,8 @@
-"""Choosing the device."""
+"""Choosing the device, and the precision on it."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from SAM2AssistLib.errors import ModelError
@@ -37,3 +38,12 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("There is no MPS device on this machine; choose --device cpu or auto.")
     return device
+
+
+def inference_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in bfloat16 on a CUDA device that has it in hardware, in float32 anywhere else."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()

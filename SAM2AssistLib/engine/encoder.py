@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from SAM2AssistLib.engine.appearance import Channels, to_channels
+from SAM2AssistLib.engine.device import inference_precision
 from SAM2AssistLib.engine.views import View, cut
 from SAM2AssistLib.volume import CTVolume, Window
 
@@ -108,7 +109,8 @@ class SliceEncoder:
         size, device = self.model.image_size, self.model.device
         hu = torch.stack([cut(self.volume.slice_hu(self.axis, k), view, size, self._fill) for k, view in keys])
         images = to_channels(hu.to(device), self.window.level, self.window.width, self.channels)
-        fine, middle, plain = self.model.forward_image(images)["backbone_fpn"]
+        with inference_precision(device):
+            fine, middle, plain = self.model.forward_image(images)["backbone_fpn"]
         self.encoded += len(keys)
         # Rows are cloned, or one held slice would keep its whole batch in memory.
         return {key: SliceFeatures(fine[n].clone(), middle[n].clone(), plain[n].clone()) for n, key in enumerate(keys)}

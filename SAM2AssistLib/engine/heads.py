@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ABSENT_LOGIT = -1024.0
 """SAM2's own value for every pixel of a mask whose object it takes to be absent (``NO_OBJ_SCORE``)."""
 
+LEAST_PRESENT_SCORE = 1e-3
+"""Object score of an object that is present against the network's opinion."""
+
 
 @dataclass
 class Decoded:
@@ -52,6 +55,7 @@ def decode(
     dense: Tensor | None = None,
     *,
     first_prompt: bool = False,
+    surely_present: bool = False,
 ) -> Decoded:
     """Decode masks for a batch of objects.
 
@@ -63,6 +67,7 @@ def decode(
         padding.
     dense : (B, 1, S/4, S/4) mask prompt logits.
     first_prompt : whether the object has no memory yet; decides, as upstream does, about three candidates.
+    surely_present : whether a negative object score is overruled, because a user has just pointed at the object.
     """
     batch, device = features.shape[0], features.device
     several = model._use_multimask(first_prompt, None if labels is None else {"point_labels": labels})
@@ -79,6 +84,8 @@ def decode(
         repeat_image=False,
         high_res_features=high_res,
     )
+    if surely_present:
+        object_score = object_score.clamp_min(LEAST_PRESENT_SCORE)
     masks, token = masks.float(), tokens[:, 0]
     if several:
         rows, best = torch.arange(batch, device=device), ious.argmax(dim=-1)

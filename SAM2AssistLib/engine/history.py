@@ -87,29 +87,39 @@ class Recorder:
     def __init__(self, title: str, record: SegmentRecord) -> None:
         self.title, self.record = title, record
         self.before = record.findings
-        self._slices: dict[tuple[int, int], np.ndarray] = {}
+        self._slices: dict[tuple[int, int], bytes] = {}
 
     def write(self, axis: int, index: int, mask: np.ndarray) -> None:
         """Replace one slice of the mask, remembering what it was at first."""
         target = self.record.slice_of(axis, index)
         if (axis, index) not in self._slices:
-            self._slices[axis, index] = target.copy()
+            self._slices[axis, index] = np.packbits(target).tobytes()
         target[...] = mask
+
+    def clear(self, axis: int, index: int) -> None:
+        """Empty one slice of the mask; one that is empty is not even touched, which keeps its memory unclaimed."""
+        if self.record.slice_of(axis, index).any():
+            self.write(axis, index, np.zeros((1, 1), bool))
 
     def restore(self) -> None:
         """Put everything back as it was at the start."""
-        for (axis, index), before in self._slices.items():
-            self.record.slice_of(axis, index)[...] = before
+        for axis, index in self._slices:
+            self.record.slice_of(axis, index)[...] = self._before(axis, index)
         self.record.findings = self.before
 
     def command(self) -> Command:
         """Return what happened since the start."""
         found = (
-            SliceDelta.between(axis, index, before, self.record.slice_of(axis, index))
-            for (axis, index), before in self._slices.items()
+            SliceDelta.between(axis, index, self._before(axis, index), self.record.slice_of(axis, index))
+            for axis, index in self._slices
         )
         deltas = tuple(delta for delta in found if delta is not None)
         return Command(self.title, self.record.handle.id, self.before, self.record.findings, deltas, self.record)
+
+    def _before(self, axis: int, index: int) -> np.ndarray:
+        shape = self.record.slice_of(axis, index).shape
+        packed = np.frombuffer(self._slices[axis, index], np.uint8)
+        return np.unpackbits(packed, count=shape[0] * shape[1]).astype(bool).reshape(shape)
 
 
 @dataclass

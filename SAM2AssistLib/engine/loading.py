@@ -89,7 +89,7 @@ def load_engine(
     if adapter is not None:
         from SAM2AssistLib.engine.adapter import attach_adapter  # noqa: PLC0415 - peft is heavy and rarely needed
 
-        model = attach_adapter(model, Path(adapter), spec.name)
+        model = attach_adapter(model, Path(adapter), spec)
     return engine_for(model.to(target).eval(), spec, options)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,6 +46,10 @@ class SliceState:
     prompted: bool = False
     reverse: bool = False
 
+    def at_rest(self) -> SliceState:
+        """Return the state without its memory, and with its logits in host memory."""
+        return replace(self, memory=None, logits=self.logits.cpu())
+
     @property
     def confidence(self) -> float:
         """How sure the network is, in [0, 1]: of the mask by its predicted IoU, of an absence by the object score."""
@@ -63,12 +67,12 @@ class Recall:
 
     Attributes
     ----------
-    memories : (temporal position, state); position 0 for conditioning slices, 1 for the farthest and 6 for the nearest
-        other.
+    memories : (temporal position, slice, state); position 0 for conditioning slices, 1 for the farthest and 6 for the
+        nearest other.
     pointers : (distance in slices, signed, positive towards the past; pointer).
     """
 
-    memories: tuple[tuple[int, SliceState], ...]
+    memories: tuple[tuple[int, int, SliceState], ...]
     pointers: tuple[tuple[int, Tensor], ...]
 
     @property
@@ -100,12 +104,12 @@ def recall(
 
     sign = -1 if reverse else 1
     chosen, others = select_closest_cond_frames(index, dict(conditioning), model.max_cond_frames_in_attn)
-    memories = [(0, state) for state in chosen.values()]
+    memories = [(0, place, state) for place, state in chosen.items()]
     for position in range(1, model.num_maskmem):
         place = index - sign * (model.num_maskmem - position)
         state = tracked(place) or others.get(place)
         if state is not None:
-            memories.append((position, state))
+            memories.append((position, place, state))
     pointers = [
         ((index - place) * sign, state.pointer) for place, state in chosen.items() if (index - place) * sign >= 0
     ]
@@ -149,10 +153,10 @@ def _condition_alike(
     device, dtype = plain.device, plain.dtype
     if not recalls[0].memories:
         return plain + model.no_mem_embed.reshape(1, -1, 1, 1)
-    stored = [torch.stack([state.memory for _, state in item.memories]) for item in recalls]  # type: ignore[misc]
+    stored = [torch.stack([state.memory for *_, state in item.memories]) for item in recalls]  # type: ignore[misc]
     memory = torch.stack(stored).to(device=device, dtype=dtype, non_blocking=True)  # (R, n, M, h, w)
     memory = memory.flatten(3).permute(1, 3, 0, 2).flatten(0, 1)  # (n*hw, R, M)
-    times = torch.tensor([[model.num_maskmem - t - 1 for t, _ in item.memories] for item in recalls], device=device)
+    times = torch.tensor([[model.num_maskmem - t - 1 for t, *_ in item.memories] for item in recalls], device=device)
     time_code = model.maskmem_tpos_enc[times][:, :, 0, 0]  # (R, n, M)
     place_code = _place_code(model, height, width, plain)  # (hw, M)
     code = (time_code.transpose(0, 1)[:, None] + place_code[None, :, None]).flatten(0, 1)  # (n*hw, R, M)

@@ -86,14 +86,16 @@ class Plane:
         # An edited mask starts afresh: what was clicked before it is in it already.
         edits = [n for n, p in enumerate(prompts) if p.mask is not None]
         prompts = prompts[edits[-1] + 1 :] if edits else prompts
-        boxes = [p for p in prompts if p.is_box][-1:]
-        ordered = [*boxes, *(p for p in prompts if not p.is_box)]  # SAM2 is trained with the box before the clicks
-        points = np.concatenate([p.points for p in ordered])
-        labels = np.concatenate([p.labels for p in ordered])
-        view = self._view_for(points, boxes, previous)
+        boxes, clicks = [p for p in prompts if p.is_box], [p for p in prompts if not p.is_box]
+        # SAM2 is trained with one box, before the clicks; each further box is a further part of the segment.
+        readings = [[box, *clicks] for box in boxes] or [clicks]
+        points = np.stack([np.concatenate([p.points for p in reading]) for reading in readings])
+        labels = np.concatenate([p.labels for p in readings[0]])
+        everywhere = points.reshape(-1, 2)
+        view = self._view_for(everywhere, boxes, previous)
         for _ in range(MOST_LOOKS):
             state = self._decode(findings, index, view, points, labels, previous)
-            better = self._better_view(view, state, points)
+            better = self._better_view(view, state, everywhere)
             if better is None:
                 break
             view = better
@@ -111,9 +113,8 @@ class Plane:
         base = findings.bases.get(index)
         memories = None if base is None else self._recall(findings, index, base, view)
         size = self.network.model.image_size
-        return self.network.from_points(
-            index, view, view.to_input(points, size), labels, previous=previous, recall=memories
-        )
+        seen = np.stack([view.to_input(reading, size) for reading in points])
+        return self.network.from_points(index, view, seen, labels, previous=previous, recall=memories)
 
     def _recall(self, findings: Findings, index: int, base: SliceState, view: View) -> Recall:
         """Recall what the slice was tracked with when it is corrected, as SAM2 does."""
@@ -128,9 +129,10 @@ class Plane:
             conditioning=conditioning,
             tracked=lambda k: None if k in conditioning or k == index else findings.states.get(k),
         )
-        places = {id(s): k for k, s in findings.states.items()}
-        moved = tuple((t, self.network.seen_through(places[id(s)], s, view)) for t, s in found.memories)
-        return Recall(moved, found.pointers)
+        places, states = [k for _, k, _ in found.memories], [s for *_, s in found.memories]
+        moved = self.network.seen_through(places, states, [view] * len(states))
+        memories = tuple((t, k, s) for (t, k, _), s in zip(found.memories, moved, strict=True))
+        return Recall(memories, found.pointers)
 
     def _view_for(self, points: np.ndarray, boxes: Sequence[PlacedPrompt], previous: SliceState | None) -> View:
         if self.focus is None:

@@ -129,7 +129,7 @@ class Job:
             mask = self.plane.tracker.mask_of(state)
         self.found[visit.index] = state
         if visit.forgotten in self.found:
-            self.found[visit.forgotten] = replace(self.found[visit.forgotten], memory=None)
+            self.found[visit.forgotten] = self.found[visit.forgotten].at_rest()
         self.recorder.write(self.plane.axis, visit.index, mask)
 
     def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
@@ -164,7 +164,7 @@ class Job:
             beyond = {k for g in self.gaps for k in g.slices()} | {k for k in states if not first <= k <= last}
             for index in beyond - set(self.found) - set(findings.conditioning):
                 states.pop(index, None)
-                self.recorder.write(self.plane.axis, index, np.zeros(self.plane.shape, bool))
+                self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale
         record.findings = replace(findings, states=states, stale=stale)
 

@@ -84,6 +84,7 @@ class Session:
         InputError
             If the name is empty or taken.
         """
+        self._interrupt()
         name = name.strip()
         if not name:
             raise InputError("A segment needs a name; give it one such as 'liver'.")
@@ -105,6 +106,12 @@ class Session:
     def mask(self, segment: Segment) -> np.ndarray:
         """Return a copy of the mask as it is now; bool (k, j, i)."""
         return self._record(segment).mask.copy()
+
+    def mask_view(self, segment: Segment) -> np.ndarray:
+        """Return the mask itself, read-only, without a copy; it changes with the next prompt. bool (k, j, i)."""
+        view = self._record(segment).mask.view()
+        view.flags.writeable = False
+        return view
 
     def prompts(self, segment: Segment) -> tuple[PlacedPrompt, ...]:
         """Return the segment's prompts in the order in which they were given."""
@@ -165,6 +172,8 @@ class Session:
     def place_point(self, segment: Segment, point: PointPrompt) -> np.ndarray:
         """Do as `add_point`, in voxel indices."""
         record = self._record(segment)
+        if not self.volume.contains_index_ijk(point.index_ijk):
+            raise InputError(f"The point at voxel {point.index_ijk} lies outside the volume; click inside it.")
         axis = self.segment_axis(segment)
         index_kji = np.array(point.index_ijk)[::-1]
         index = self._nearest_slice(index_kji, axis)
@@ -215,6 +224,7 @@ class Session:
         InputError
             As the prompts one by one; none of them is there then.
         """
+        self._interrupt()
         with self.history.one_step(f"add {prompts.name}", self._records):
             segment = self.add_segment(prompts.name)
             # Along the axis a flat box lies in, before any click can settle on another.
@@ -237,7 +247,7 @@ class Session:
             if not left:
                 record.findings = Findings()
                 for k in old.states:
-                    recorder.write(axis, k, np.zeros(self._plane(axis).shape, bool))
+                    recorder.clear(axis, k)
                 return
             new = replace(old, prompts=left).outdated(old, index)
             state = self._plane(axis).decode_all(new, index)

@@ -37,6 +37,7 @@ class Lane:
     behind : states that earlier passes left, for memories of slices before the start.
     stops : whether it ends where the object ends; between two prompted slices it does not.
     own : states of the slices visited so far.
+    moved : states as the lane recalls them: in its view, with their memories.
     """
 
     segment: int
@@ -47,6 +48,7 @@ class Lane:
     behind: Mapping[int, SliceState]
     stops: bool
     own: dict[int, SliceState] = field(default_factory=dict)
+    moved: dict[int, SliceState] = field(default_factory=dict)
     judge: StopJudge = field(default_factory=StopJudge)
     ended: bool = False
     position: int = field(init=False)
@@ -127,11 +129,10 @@ class Tracker:
         active = [lane for lane in lanes if not lane.finished]
         if not active:
             return []
-        states = self._look(active)
-        masks = [self.mask_of(state) for state in states]
+        states, masks = self._look(active)
         for n, lane in enumerate(active):
             if lane.stops and not lane.judge.accepts(int(masks[n].sum()), states[n].iou):
-                states[n], masks[n] = _emptied(states[n]), np.zeros_like(masks[n])
+                states[n], masks[n] = self._emptied(states[n]), np.zeros_like(masks[n])
         states = self.network.remember([lane.next_index for lane in active], states)
         visits = []
         for lane, state, mask in zip(active, states, masks, strict=True):
@@ -149,64 +150,83 @@ class Tracker:
         mask[inside] = values > 0
         return mask
 
-    def _look(self, lanes: Sequence[Lane]) -> list[SliceState]:
-        states = self.network.track([self._row(lane) for lane in lanes])
-        if self.focus is None:
-            return states
+    def _look(self, lanes: Sequence[Lane]) -> tuple[list[SliceState], list[np.ndarray]]:
+        """Decode every lane's next slice; where a mask outgrows its view, once more through a larger one."""
+        states = self.network.track(self._rows(lanes))
+        masks = [self.mask_of(state) for state in states]
         for _ in range(MOST_REFOCUSINGS):
-            again = []
-            for n, lane in enumerate(lanes):
-                mask = self.mask_of(states[n])
-                if self.focus.outgrown(mask, lane.view):
-                    view = self.focus.around_mask(mask, lane.view)
-                    if view != lane.view:
-                        lane.view = view
-                        again.append(n)
+            again = [n for n, lane in enumerate(lanes) if self._refocused(lane, masks[n])]
             if not again:
                 break
-            for n, state in zip(again, self.network.track([self._row(lanes[n]) for n in again]), strict=True):
-                states[n] = state
-        return states
+            for n, state in zip(again, self.network.track(self._rows([lanes[n] for n in again])), strict=True):
+                states[n], masks[n] = state, self.mask_of(state)
+        return states, masks
 
-    def _row(self, lane: Lane) -> Row:
+    def _refocused(self, lane: Lane, mask: np.ndarray) -> bool:
+        if self.focus is None or not self.focus.outgrown(mask, lane.view):
+            return False
+        view = self.focus.around_mask(mask, lane.view)
+        if view == lane.view:
+            return False
+        lane.view = view
+        lane.moved.clear()
+        return True
+
+    def _rows(self, lanes: Sequence[Lane]) -> list[Row]:
+        recalls = [
+            recall(
+                self.network.model,
+                lane.next_index,
+                reverse=lane.reverse,
+                slices=self.network.slices,
+                conditioning=lane.conditioning,
+                tracked=lane.state,
+            )
+            for lane in lanes
+        ]
+        self._make_ready(lanes, recalls)
+        return [self._row(lane, item) for lane, item in zip(lanes, recalls, strict=True)]
+
+    def _make_ready(self, lanes: Sequence[Lane], recalls: Sequence[Recall]) -> None:
+        """Make, in one batch, the memories that were dropped or that lie on the grid of another view."""
+        wanted = [
+            (lane, place, state)
+            for lane, item in zip(lanes, recalls, strict=True)
+            for _, place, state in item.memories
+            if (state.view != lane.view or state.memory is None) and place not in lane.moved
+        ]
+        if wanted:
+            made = self.network.seen_through(
+                [place for _, place, _ in wanted],
+                [state for *_, state in wanted],
+                [lane.view for lane, *_ in wanted],
+            )
+            for (lane, place, _), state in zip(wanted, made, strict=True):
+                lane.moved[place] = state
+
+    def _row(self, lane: Lane, remembered: Recall) -> Row:
+        memories = tuple((t, place, lane.moved.get(place, state)) for t, place, state in remembered.memories)
         index = lane.next_index
-        remembered = recall(
-            self.network.model,
-            index,
-            reverse=lane.reverse,
-            slices=self.network.slices,
-            conditioning=lane.conditioning,
-            tracked=lane.state,
-        )
-        # Memories lie on the grid of the view they were made in: those of another view are made again.
-        moved = tuple((t, self._in_lane_view(lane, state)) for t, state in remembered.memories)
         place = index + (1 if lane.reverse else -1)
         before = lane.own.get(place) or lane.conditioning[place]
-        return Row(
-            index, lane.view, Recall(moved, remembered.pointers), self.network.carried(before, lane.view), lane.reverse
-        )
-
-    def _in_lane_view(self, lane: Lane, state: SliceState) -> SliceState:
-        if state.view == lane.view and state.memory is not None:
-            return state
-        for book in (lane.own, lane.conditioning):
-            for index, known in book.items():
-                if known is state:
-                    book[index] = self.network.seen_through(index, state, lane.view)
-                    return book[index]
-        # What earlier passes left is not the lane's to change.
-        index = next(k for k, known in lane.behind.items() if known is state)
-        return self.network.seen_through(index, state, lane.view)
+        carried = self.network.carried(before, lane.view)
+        return Row(index, lane.view, Recall(memories, remembered.pointers), carried, lane.reverse)
 
     def _forget(self, lane: Lane) -> int:
         """Drop the memory that is too far behind to be recalled; a correction makes it again from its mask."""
         far = lane.position + self.network.model.num_maskmem * (1 if lane.reverse else -1)
+        if far not in lane.conditioning:
+            lane.moved.pop(far, None)
         if far in lane.own:
-            lane.own[far] = replace(lane.own[far], memory=None)
+            lane.own[far] = lane.own[far].at_rest()
         return far
 
-
-def _emptied(state: SliceState) -> SliceState:
-    return replace(
-        state, logits=torch.full_like(state.logits, ABSENT_LOGIT), object_score=-abs(state.object_score), iou=0.0
-    )
+    def _emptied(self, state: SliceState) -> SliceState:
+        """Turn a state whose mask was rejected into one of an absent segment, pointer included."""
+        return replace(
+            state,
+            logits=torch.full_like(state.logits, ABSENT_LOGIT),
+            object_score=-abs(state.object_score),
+            pointer=self.network.model.no_obj_ptr[0].to(state.pointer),
+            iou=0.0,
+        )

@@ -23,6 +23,24 @@ def ending_of(path: str | Path) -> str:
     return Path(name).suffix
 
 
+def check_place(path: str | Path) -> None:
+    """Refuse, before any work is done, a path that no file can be written to.
+
+    Raises
+    ------
+    OutputError
+        If it is a folder, or its folder is missing or may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} does not exist; make it first or choose another place for {path.name}.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} may not be written to; choose another place for {path.name}.")
+
+
 @contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Give a path to write to, and put the file in its place when the block ends without an exception.

@@ -230,11 +230,11 @@ def _may_be_volume(members: Sequence[ImageHeader]) -> bool:
 def _no_images(folder: Path) -> str:
     """Say why there is nothing to read in a folder, and where there may be something."""
     if not any(folder.iterdir()):
-        return f"The folder '{folder.name}' is empty."
+        return f"The folder '{folder.name}' is empty; give the one that holds the DICOM files, or an image file."
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         if any(is_dicom_file(entry) for entry in subfolder.iterdir() if entry.is_file()):
             return f"The folder '{folder.name}' holds no DICOM images itself; give its subfolder '{subfolder.name}'."
-    return f"The folder '{folder.name}' holds no DICOM images."
+    return f"The folder '{folder.name}' holds no DICOM images; give the one that does, or an image file."
 
 
 def _without_localizers(folder: Path, members: Sequence[ImageHeader]) -> list[ImageHeader]:
@@ -367,7 +367,7 @@ def _read_voxels(stack: _Stack) -> NDArray[Any]:
     count = len(stack.headers)
     voxels = np.empty((0, 0, 0), dtype=np.int16)
     for index, header in enumerate(stack.headers):
-        pixels = _read_pixels(header)
+        pixels = _whole_units(_read_pixels(header), header)
         if index == 0:
             voxels = np.empty((count, *pixels.shape), dtype=pixels.dtype)
         elif not np.can_cast(pixels.dtype, voxels.dtype):
@@ -391,14 +391,29 @@ def _read_pixels(header: ImageHeader) -> NDArray[Any]:
     return pixels.reshape(header.shape)
 
 
+def _whole_units(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+    """Round one slice, which a fractional slope has made float64, so that the whole volume need never be that wide."""
+    if pixels.dtype.kind != "f":
+        return pixels
+    rounded = np.rint(pixels)
+    limits = np.iinfo(np.int32)
+    if not (np.isfinite(rounded).all() and rounded.min() >= limits.min and rounded.max() <= limits.max):
+        raise InputError(
+            f"{header.path.name} has a RescaleSlope or RescaleIntercept that gives impossible values; export it again."
+        )
+    narrow = np.iinfo(np.int16)
+    fits = rounded.min() >= narrow.min and rounded.max() <= narrow.max
+    return rounded.astype(np.int16 if fits else np.int32)
+
+
 def _resampled(voxels: NDArray[Any], stack: _Stack) -> NDArray[Any]:
     """Interpolate linearly between the two nearest slices at each position of the even grid."""
-    even = np.empty(voxels.shape, dtype=np.float32)
+    even = np.empty_like(voxels)
     for index, distance in enumerate(stack.even_distances):
         upper = int(np.clip(np.searchsorted(stack.distances, distance), 1, len(stack.distances) - 1))
         low, high = stack.distances[upper - 1], stack.distances[upper]
         part = np.float32(np.clip((distance - low) / (high - low), 0.0, 1.0))
-        even[index] = voxels[upper - 1] * (1 - part) + voxels[upper] * part
+        even[index] = np.rint(voxels[upper - 1] * (1 - part) + voxels[upper] * part)
     return even
 
 

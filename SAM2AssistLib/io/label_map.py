@@ -34,6 +34,27 @@ def names_path_of(path: str | Path) -> Path:
     return path.with_name(path.name[: len(path.name) - len(ending_of(path))] + ".labels.json")
 
 
+def check_names_path(path: Path) -> None:
+    """Refuse to replace a file that is there and holds no label names: it is somebody's, and not from here.
+
+    Raises
+    ------
+    OutputError
+        If there is such a file, or a folder of that name.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, but the names of the labels go there; choose another name.")
+    if not path.is_file():
+        return
+    try:
+        read_names(path)
+    except InputError as error:
+        raise OutputError(
+            f"{path} is there and holds something else than the names of labels, which would replace it; "
+            "choose another name for the label map."
+        ) from error
+
+
 def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolume) -> tuple[str, ...]:
     """Write segments as label values 1, 2, ... in their order, and `NAME.labels.json` with their names.
 
@@ -56,7 +77,7 @@ def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolu
     InputError
         If there is no mask or one is not on the grid of the volume.
     OutputError
-        If two masks have the same name, or a file cannot be written.
+        If two masks have the same name, a file cannot be written, or the names would replace what is no names file.
     """
     path = Path(path)
     if not masks:
@@ -65,8 +86,11 @@ def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolu
     values = {named.name: value for value, named in enumerate(masks, 1)}
     if len(values) < len(masks):
         raise OutputError(f"{path.name} cannot hold two segments of the same name; rename one or write a .seg.nrrd.")
+    check_names_path(names_path_of(path))
     labels, lost = _label_array(masks, volume.shape_kji)
-    with atomic_path(path) as part, atomic_path(names_path_of(path)) as names_part:
+    # The inner one is put in its place first: between the two there is a new map with old names, which shows, rather
+    # than an old map under new names.
+    with atomic_path(names_path_of(path)) as names_part, atomic_path(path) as part:
         names_part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         try:
             sitk.WriteImage(image_of(labels, volume.ijk_to_lps), str(part), useCompression=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._image_checks import is_label_map, quiet_itk, scale_warnings
 from SAM2AssistLib.io._raw_headers import check_header
 from SAM2AssistLib.io.dicom_series import is_dicom_file, read_dicom_series, series_of_file
+from SAM2AssistLib.io.itk_image import ijk_to_lps_of
 from SAM2AssistLib.volume import CTVolume
 
 # 4 GB of int16; the longest clinical CT, 5000 slices of 512 x 512, has 1.3e9 voxels.
@@ -46,7 +45,7 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
     """
     source = Path(path)
     if not source.is_dir() and not source.is_file():
-        raise InputError(f"There is no file or folder '{source}'.")
+        raise InputError(f"There is no file or folder '{source}'; check the path.")
     try:
         if source.is_dir():
             return read_dicom_series(source, series=series)
@@ -92,14 +91,6 @@ def read_image_file(path: Path) -> CTVolume:
         )
     except InputError as error:
         raise InputError(f"{path.name} cannot be used: {error}") from error
-
-
-def ijk_to_lps_of(image: sitk.Image) -> NDArray[np.float64]:
-    """Matrix of shape (4, 4) from the voxel indices (i, j, k) of a three-dimensional ITK image to LPS mm."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    matrix[:3, 3] = image.GetOrigin()
-    return matrix
 
 
 def _read_with_itk(path: Path) -> sitk.Image:

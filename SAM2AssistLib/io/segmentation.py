@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +11,23 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.atomic import check_place, ending_of
 from SAM2AssistLib.io.itk_image import image_of, read_label_image
-from SAM2AssistLib.io.label_map import segments_of_label_image, write_label_map
+from SAM2AssistLib.io.label_map import check_names_path, names_path_of, segments_of_label_image, write_label_map
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.seg_nrrd import has_segments, segments_of_image, write_seg_nrrd
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
 
-__all__ = ["NamedMask", "check_output_path", "masks_on_grid_of", "read_segmentation", "write_segmentation"]
+__all__ = [
+    "NamedMask",
+    "check_output_path",
+    "masks_on_grid_of",
+    "read_segmentation",
+    "write_segmentation",
+    "written_files",
+]
 
 SEGMENTATION_ENDING = ".seg.nrrd"
 LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
@@ -33,7 +39,8 @@ def check_output_path(path: str | Path) -> None:
     Raises
     ------
     OutputError
-        If the ending is not one that is written, or the folder is missing or may not be written to.
+        If the ending is not one that is written, the folder is missing or may not be written to, or the names of a label
+        map would replace a file that is something else.
     """
     path = Path(path)
     ending = ending_of(path)
@@ -45,13 +52,15 @@ def check_output_path(path: str | Path) -> None:
             f"{path.name}: a segmentation is not written to {kind};"
             f" use {SEGMENTATION_ENDING}, {', '.join(LABEL_MAP_ENDINGS[:-1])} or {LABEL_MAP_ENDINGS[-1]}."
         )
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of a file.")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise OutputError(f"The folder {folder} does not exist; make it first or choose another place for {path.name}.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {folder} may not be written to; choose another place for {path.name}.")
+    check_place(path)
+    if ending in LABEL_MAP_ENDINGS:
+        check_names_path(names_path_of(path))
+
+
+def written_files(path: str | Path) -> tuple[Path, ...]:
+    """Return the files that `write_segmentation` makes or replaces for a path."""
+    path = Path(path)
+    return (path, names_path_of(path)) if ending_of(path) in LABEL_MAP_ENDINGS else (path,)
 
 
 def write_segmentation(path: str | Path, masks: Sequence[NamedMask], volume: CTVolume) -> tuple[str, ...]:

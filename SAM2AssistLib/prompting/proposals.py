@@ -33,8 +33,13 @@ def propose_prompts(volume: CTVolume, most: int = 4) -> tuple[SegmentPrompts, ..
         If there is none; the sentence says to give prompts instead.
     """
     spacing = np.array(volume.spacing_ijk[::-1])
-    zoom = np.minimum(1.0, spacing / GRID_MM)
-    hu = ndimage.zoom(volume.array.astype(np.float32), zoom, order=1)
+    # Every n-th voxel first, so that no wider copy is made of a large volume; what is left out is finer than half the
+    # grid, and the smoothing below is wider still.
+    step = np.maximum(1, np.floor(GRID_MM / 2 / spacing)).astype(int)
+    coarse = volume.array[:: step[0], :: step[1], :: step[2]].astype(np.float32)
+    hu = ndimage.zoom(coarse, np.minimum(1.0, spacing * step / GRID_MM), order=1)
+    # zoom lays the first and the last voxel of both grids on one another.
+    pitch = step * (np.array(coarse.shape) - 1) / np.maximum(np.array(hu.shape) - 1, 1)
     cell = spacing * np.array(volume.shape_kji) / np.array(hu.shape)
     smooth = ndimage.gaussian_filter(hu, 3.0 / cell)
     if min(smooth.shape) < 2:
@@ -45,7 +50,7 @@ def propose_prompts(volume: CTVolume, most: int = 4) -> tuple[SegmentPrompts, ..
     requests: list[SegmentPrompts] = []
     while len(requests) < most and depth.max() >= LEAST_DEPTH_MM:
         place = np.array(np.unravel_index(int(depth.argmax()), depth.shape))
-        index = np.clip(np.round((place + 0.5) / np.array(hu.shape) * np.array(volume.shape_kji) - 0.5), 0, None)
+        index = np.round(place * pitch)
         click = PointPrompt((float(index[2]), float(index[1]), float(index[0])), True)
         requests.append(SegmentPrompts(f"region {len(requests) + 1}", (click,), ()))
         # The rest of the same region is not proposed again.

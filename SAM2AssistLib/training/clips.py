@@ -34,13 +34,11 @@ class Clip:
     Attributes
     ----------
     images : (T, 3, S, S) float32, normalised.
-    masks : (T, M, S, S) bool. Every object is in slice ``prompted``; in others it may be absent.
-    prompted : index of the slice to prompt.
+    masks : (T, M, S, S) bool. Every object is in the first slice, the one to prompt; in others it may be absent.
     """
 
     images: Tensor
     masks: Tensor
-    prompted: int
 
 
 class ClipSampler:
@@ -91,16 +89,13 @@ class ClipSampler:
         if not candidates:
             return None
         anchor = candidates[rng.integers(len(candidates))]
-        slices = volume.present[axis, anchor]
-        # The ends of an object, where a user hardly prompts, are where it must be learned that it ends.
-        prompted_slice = int(slices[rng.integers(len(slices))])
-        indices, prompted = self._slice_indices(volume, axis, prompted_slice)
+        prompted_slice, indices = self._slice_indices(volume, axis, volume.present[axis, anchor])
         hu, labels = self._view(volume, axis, indices, prompted_slice, anchor)
         hu, masses = paste_masses(hu, rng, share=0.4)
-        masks = self._choose(labels, masses, prompted, anchor)
+        masks = self._choose(labels, masses, anchor)
         if masks is None:
             return None
-        return Clip(self._appearance(hu), masks, prompted)
+        return Clip(self._appearance(hu), masks)
 
     def _axis(self, volume: LabelledVolume) -> int:
         order = self.rng.permutation([0, 0, 0, 0, 0, 1, 2])
@@ -111,17 +106,24 @@ class ClipSampler:
                 return int(axis)
         return 0
 
-    def _slice_indices(self, volume: LabelledVolume, axis: int, middle: int) -> tuple[list[int], int]:
-        """Choose T slices with a step of 1 to 6 mm, running up or down from the prompted one."""
+    def _slice_indices(self, volume: LabelledVolume, axis: int, present: np.ndarray) -> tuple[int, list[int]]:
+        """Choose the prompted slice and T slices with a step of 1 to 6 mm, from there on up or down.
+
+        Half of the clips run over the object's end, for that is what a propagation must notice by itself.
+        """
         rng, count = self.rng, self.slices
         length = volume.hu.shape[axis]
-        step_mm = rng.uniform(1.0, 6.0)
-        step = max(1, round(step_mm / volume.spacing_kji[axis]))
+        step = max(1, round(rng.uniform(1.0, 6.0) / volume.spacing_kji[axis]))
         step = max(1, min(step, (length - 1) // max(1, count - 1)))
         direction = step if rng.random() < 0.5 else -step
-        wanted = [middle + direction * t for t in range(count)]
+        if count > 1 and rng.random() < 0.5:
+            end = int(present[-1] if direction > 0 else present[0])
+            near_end = end - direction * int(rng.integers(count - 1))
+            start = int(present[np.abs(present - near_end).argmin()])
+        else:
+            start = int(present[rng.integers(len(present))])
         # Beyond the volume's end the last slice repeats: it does no harm and keeps the shape.
-        return [min(max(index, 0), length - 1) for index in wanted], 0
+        return start, [min(max(start + direction * t, 0), length - 1) for t in range(count)]
 
     def _view(
         self, volume: LabelledVolume, axis: int, indices: list[int], prompted_slice: int, anchor: int
@@ -162,10 +164,10 @@ class ClipSampler:
         stretch = np.diag(np.exp(rng.normal(0.0, 0.08, 2)))
         return torch.from_numpy(turn @ stretch).float()
 
-    def _choose(self, labels: Tensor, masses: list[Tensor], prompted: int, anchor: int) -> Tensor | None:
-        """Pick M objects that the prompted slice shows; repeats some if there are fewer."""
+    def _choose(self, labels: Tensor, masses: list[Tensor], anchor: int) -> Tensor | None:
+        """Pick M objects that the first slice shows; repeats some if there are fewer."""
         rng = self.rng
-        shown = labels[prompted]
+        shown = labels[0]
         values, counts = torch.unique(shown, return_counts=True)
         least = self.image_size**2 / 3000
         others = [int(v) for v, c in zip(values, counts, strict=True) if v and int(v) != anchor and c >= least]
@@ -173,7 +175,7 @@ class ClipSampler:
         rng.shuffle(others)
         masks = [labels == value for value in ([anchor] if has_anchor else []) + others]
         masks = [*masses, *masks] if rng.random() < 0.5 else [*masks[:1], *masses, *masks[1:]]
-        masks = [mask for mask in masks if int(mask[prompted].sum()) >= least]
+        masks = [mask for mask in masks if int(mask[0].sum()) >= least]
         if not masks:
             return None
         chosen = [masks[n % len(masks)] for n in range(self.objects)]

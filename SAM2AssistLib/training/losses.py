@@ -20,8 +20,7 @@ def mask_loss(decoded: Decoded, masks: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     decoded : of N objects.
-    masks : (N, S, S) bool; an empty one is an object that is absent from its slice and counts for the object score
-        only.
+    masks : (N, S, S) bool; an empty one is an object that is absent from its slice.
 
     Returns
     -------
@@ -42,6 +41,9 @@ def mask_loss(decoded: Decoded, masks: Tensor) -> tuple[Tensor, Tensor]:
         iou = shared / (total - shared).clamp_min(1)
         score = torch.where(present, 2 * shared / total.clamp_min(1), torch.nan)
     loss = ((20 * focal + dice + (decoded.iou - iou).abs()) * weight).sum()
-    # Absent objects must not teach the mask, only the score; over few rows their share swings, hence a plain mean.
+    # SAM2 lets absent objects teach the score alone. Here their masks are told to vanish, too: an organ tapers off, and
+    # where the score errs on its last slices the mask should be small.
+    loss = loss + 20 * (focal * ~present).sum() / len(masks)
+    # Over few rows the share of the absent ones swings, hence a plain mean.
     loss = loss + F.binary_cross_entropy_with_logits(decoded.object_score[:, 0], present.float())
     return loss, score

@@ -145,14 +145,14 @@ def clip_rollout(
         rollout.loss = rollout.loss + loss
         rollout.note(f"slice {t}", scores)
         tracked.append((features, conditioned, decoded, scores))
-        decoded = _taught(decoded, truth[t], rng, teacher_share)
+        decoded = _taught(model, decoded, truth[t], rng, teacher_share)
         bank["non_cond_frame_outputs"][t] = _remember(model, features, decoded, from_prompt=False)
     rollout.note("propagated", torch.stack([scores for *_, scores in tracked]))
     rollout.loss = rollout.loss / count + _correct_worst(model, tracked, truth, rng, rollout) / count
     return rollout
 
 
-def _taught(decoded: Decoded, masks: Tensor, rng: np.random.Generator, share: float) -> Decoded:
+def _taught(model: SAM2Base, decoded: Decoded, masks: Tensor, rng: np.random.Generator, share: float) -> Decoded:
     """Replace a share of the rows by the truth, as logits of +-10."""
     taught = torch.from_numpy(rng.random(len(masks)) < share)[:, None]
     size = decoded.logits.shape[-2:]
@@ -162,6 +162,7 @@ def _taught(decoded: Decoded, masks: Tensor, rng: np.random.Generator, share: fl
         decoded,
         logits=torch.where(taught[..., None, None], truth, decoded.logits),
         object_score=torch.where(taught, torch.where(present, 10.0, -10.0), decoded.object_score),
+        pointer=torch.where(taught & ~present, model.no_obj_ptr, decoded.pointer),
     )
 
 
@@ -193,7 +194,11 @@ def _correct_worst(
     rng: np.random.Generator,
     rollout: Rollout,
 ) -> Tensor:
-    means = [float(scores.nan_to_num(1.0).mean()) for *_, scores in tracked]
+    # An object that goes on where it has ended is as wrong as a mask can be; the first click on it must take it away.
+    means = [
+        float(torch.where(scores.isnan(), (seen.object_score[:, 0] <= 0).float(), scores).mean())
+        for *_, seen, scores in tracked
+    ]
     worst = int(np.argmin(means))
     features, conditioned, decoded, _ = tracked[worst]
     masks = truth[worst + 1]

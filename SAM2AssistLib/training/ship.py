@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from SAM2AssistLib import __version__
 from SAM2AssistLib.engine import store
-from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
 from SAM2AssistLib.io.atomic import atomic_path
 
 STAGES = ("slices", "clips")
@@ -42,10 +42,16 @@ def ship(run: Path, metrics: Path | None) -> Path:
     weights = store.weights_path(spec)
     weights.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(run / f"{STAGES[-1]}.safetensors").items()}
-    with atomic_path(weights) as path:
-        save_file(state, path, metadata={"format": "pt", "model": spec.name})
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
-    card: dict[str, Any] = {
+    # Both are whole on the disk before either is put in its place: weights and a card of different runs would be refused.
+    with atomic_path(store.card_path(spec)) as card_part, atomic_path(weights) as weights_part:
+        save_file(state, weights_part, metadata={"format": "pt", "model": spec.name})
+        weights_part.chmod(0o644)  # safetensors makes files that only their owner can read
+        card_part.write_text(json.dumps(_card(spec, weights_part, run, metrics), indent=1) + "\n", encoding="utf-8")
+    return weights
+
+
+def _card(spec: ModelSpec, weights: Path, run: Path, metrics: Path | None) -> dict[str, Any]:
+    return {
         "name": spec.name,
         "version": __version__,
         "sha256": store.file_sha256(weights),
@@ -59,9 +65,6 @@ def ship(run: Path, metrics: Path | None) -> Path:
         "metrics": None if metrics is None else json.loads(metrics.read_text()),
         "limits": LIMITS,
     }
-    with atomic_path(store.card_path(spec)) as path:
-        path.write_text(json.dumps(card, indent=1) + "\n")
-    return weights
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Recipe:
     images: Plan = Plan(clips=8, slices=1, objects=4)
     clips: Plan = Plan(clips=3, slices=5, objects=3)
     carry_share: float = 0.8
-    teacher_share: float = 0.5
+    teacher_share: float = 0.35
     weight_decay: float = 0.05
     gradient_limit: float = 1.0
     averaging: float = 0.995

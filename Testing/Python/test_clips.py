@@ -56,18 +56,17 @@ def test_a_clip_has_the_shape_that_was_asked_for():
     assert clip.images.dtype == torch.float32
     assert clip.masks.shape == (5, 3, SIZE, SIZE)
     assert clip.masks.dtype == torch.bool
-    assert 0 <= clip.prompted < 5
 
 
 def test_every_object_is_present_in_the_prompted_slice():
     for clip in some_clips(an_l_and_a_block(), objects=3):
-        assert clip.masks[clip.prompted].flatten(1).any(1).all()
+        assert clip.masks[0].flatten(1).any(1).all()
 
 
 def test_the_image_stands_out_where_the_mask_is_whatever_window_and_noise_it_gets(no_masses):
     correlations = []
     for clip in some_clips(an_l_and_a_block(), objects=1):
-        wide, mask = clip.images[clip.prompted, 2], clip.masks[clip.prompted, 0]
+        wide, mask = clip.images[0, 2], clip.masks[0, 0]
         correlations.append(np.corrcoef(wide.flatten(), mask.flatten())[0, 1])
     # The other object of the volume lowers it; a few clips are shown inverted.
     assert np.median(np.abs(correlations)) > 0.85
@@ -98,7 +97,7 @@ def test_what_is_round_in_millimetres_is_round_in_the_view(no_masses, spacing_kj
     volume = LabelledVolume("ball", ball.astype(np.int16), ball, spacing_kji)
     lengths = []
     for clip in some_clips(volume, count=24, objects=1):
-        mask = clip.masks[clip.prompted, 0].numpy()
+        mask = clip.masks[0, 0].numpy()
         if mask.sum() > 100 and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):
             short, long = np.sqrt(np.linalg.eigvalsh(np.cov(np.nonzero(mask))))
             lengths.append(long / short)
@@ -151,7 +150,7 @@ def test_objects_repeat_where_a_slice_shows_too_few(no_masses):
 def test_clips_hold_synthetic_masses_beside_the_labelled_objects():
     volume = an_l_and_a_block()
     body = LabelledVolume("body", np.full(volume.hu.shape, 40, np.int16), volume.labels, volume.spacing_kji)
-    different = [clip for clip in some_clips(body, objects=3) if float(clip.images[clip.prompted].std()) > 0.3]
+    different = [clip for clip in some_clips(body, objects=3) if float(clip.images[0].std()) > 0.3]
     assert different
 
 
@@ -174,14 +173,14 @@ def test_a_volume_of_few_slices_gives_full_clips(count):
     thin = LabelledVolume("thin", np.where(labels, 100, 0).astype(np.int16), labels, (5.0, 1.0, 1.0))
     for clip in some_clips(thin, count=8, slices=6):
         assert clip.images.shape[0] == 6
-        assert clip.masks[clip.prompted].flatten(1).any(1).all()
+        assert clip.masks[0].flatten(1).any(1).all()
 
 
 def test_a_volume_smaller_than_the_smallest_view_is_shown_as_it_is():
     labels = np.zeros((6, 20, 20), np.uint8)
     labels[:, 5:15, 5:15] = 1
     clip = a_sampler(LabelledVolume("stamp", labels.astype(np.int16), labels, (1.0, 1.0, 1.0))).sample()
-    assert clip.masks[clip.prompted].flatten(1).any(1).all()
+    assert clip.masks[0].flatten(1).any(1).all()
 
 
 def test_a_volume_of_no_weight_is_never_drawn(no_masses):

@@ -14,6 +14,8 @@ from hypothesis.extra.numpy import arrays
 from SAM2AssistLib.engine.history import Command, History, SliceDelta
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.segment import Findings, Segment, SegmentRecord
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.prompts import PointPrompt, SegmentPrompts
 
 SHAPE = (6, 48, 48)
 PLACES = st.tuples(st.integers(0, 5), st.integers(4, 43), st.integers(4, 43))
@@ -168,20 +170,55 @@ def test_many_levels_are_undone_and_redone_one_by_one(quick_engine, a_small_volu
 def test_undo_and_redo_tell_what_they_did_and_none_when_there_is_nothing(a_quick_session, a_segment):
     click(a_quick_session, a_segment, (5, 32, 20))
     run(a_quick_session)
-    titles = ["add ball", "add point", "propagate ball"]
+    titles = ["add ball", "add point", "propagate"]
     assert [a_quick_session.undo() for _ in range(4)] == [*reversed(titles), None]
     assert [a_quick_session.redo() for _ in range(4)] == [*titles, None]
 
 
-def test_each_segment_of_a_propagation_is_undone_by_itself(a_quick_session, a_segment):
+def test_a_propagation_of_several_segments_is_one_step_of_undo(a_quick_session, a_segment):
     other = a_quick_session.add_segment("other")
     click(a_quick_session, a_segment, (5, 32, 20))
     click(a_quick_session, other, (5, 32, 44))
+    before = [a_quick_session.mask(s) for s in (a_segment, other)]
     run(a_quick_session)
-    mask = a_quick_session.mask(a_segment)
-    assert a_quick_session.undo() == "propagate other"
-    assert np.array_equal(a_quick_session.mask(a_segment), mask)
-    assert a_quick_session.undo() == "propagate ball"
+    after = [a_quick_session.mask(s) for s in (a_segment, other)]
+    assert a_quick_session.undo() == "propagate"
+    assert all(np.array_equal(a_quick_session.mask(s), m) for s, m in zip((a_segment, other), before, strict=True))
+    assert a_quick_session.redo() == "propagate"
+    assert all(np.array_equal(a_quick_session.mask(s), m) for s, m in zip((a_segment, other), after, strict=True))
+
+
+def test_prompts_of_a_file_are_one_step_of_undo_and_a_refused_one_leaves_nothing(a_quick_session):
+    good = PointPrompt((20.0, 32.0, 5.0))
+    a_quick_session.add_prompts(SegmentPrompts("good", (good, good), ()))
+    beyond = PointPrompt((20.0, 32.0, 500.0))
+    with pytest.raises(InputError):
+        a_quick_session.add_prompts(SegmentPrompts("bad", (good, beyond), ()))
+    assert [s.name for s in a_quick_session.segments] == ["good"]
+    assert a_quick_session.redo() is None
+    assert a_quick_session.undo() == "add good"
+    assert a_quick_session.segments == ()
+
+
+def test_prompts_of_a_file_end_a_suspended_propagation_and_keep_what_it_finished(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, (5, 32, 20))
+    running = a_quick_session.propagate()
+    for _ in range(3):
+        next(running)
+    kept = a_quick_session.mask(a_segment)
+    a_quick_session.add_prompts(SegmentPrompts("other", (PointPrompt((44.0, 32.0, 5.0)),), ()))
+    assert np.array_equal(a_quick_session.mask(a_segment), kept)
+    assert a_quick_session.undo() == "add other"
+    assert np.array_equal(a_quick_session.mask(a_segment), kept)
+    assert a_quick_session.undo() == "propagate"
+
+
+def test_an_old_step_leaves_when_the_budget_is_spent_but_the_last_one_stays(a_quick_session, a_segment):
+    a_quick_session.history.budget_bytes = 1
+    click(a_quick_session, a_segment, (5, 32, 20))
+    click(a_quick_session, a_segment, (5, 32, 22))
+    assert a_quick_session.undo() == "add point"
+    assert a_quick_session.undo() is None
 
 
 def test_after_undoing_a_propagation_the_next_one_does_it_again(a_quick_session, a_segment):

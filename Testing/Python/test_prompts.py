@@ -127,13 +127,14 @@ def test_a_box_flat_in_an_axis_of_the_patient_lies_on_the_nearest_slice(flat_ras
 
 def test_a_flat_box_between_two_slices_lies_on_one_of_them():
     low, high = AXIAL.ras_from_index_ijk([[30, 25, 5.4], [10, 5, 5.4]])
-    assert box_from_ras(AXIAL, low, high).slice_range(0) == (5, 5)
+    box = box_from_ras(AXIAL, low, high)
+    assert (box.axis, box.min_ijk[2], box.max_ijk[2]) == (0, 5, 5)
 
 
 def test_in_a_coronal_volume_a_box_flat_from_front_to_back_is_on_one_slice_of_the_scan():
     corners = CORONAL_LEFT_HANDED.ras_from_index_ijk([[10, 5, 7], [30, 25, 7]])
     box = box_from_ras(CORONAL_LEFT_HANDED, corners.min(axis=0), corners.max(axis=0))
-    assert (box.axis, box.slice_range(0)) == (0, (7, 7))
+    assert (box.axis, box.min_ijk[2], box.max_ijk[2]) == (0, 7, 7)
 
 
 def test_in_an_oblique_volume_a_flat_box_is_the_rectangle_around_its_corners():
@@ -141,7 +142,7 @@ def test_in_an_oblique_volume_a_flat_box_is_the_rectangle_around_its_corners():
     low, high = center - [6, 5, 0], center + [6, 5, 0]
     box = box_from_ras(OBLIQUE, low, high)
     corners = OBLIQUE.index_ijk_from_ras([[x, y, center[2]] for x in (low[0], high[0]) for y in (low[1], high[1])])
-    assert (box.axis, box.slice_range(0)) == (0, (10, 10))
+    assert (box.axis, box.min_ijk[2], box.max_ijk[2]) == (0, 10, 10)
     np.testing.assert_allclose(box.min_ijk[:2], corners.min(axis=0)[:2])
     np.testing.assert_allclose(box.max_ijk[:2], corners.max(axis=0)[:2])
 

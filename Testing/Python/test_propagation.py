@@ -136,7 +136,7 @@ def test_leaving_early_keeps_finished_slices_and_one_undo_restores_everything(a_
             break
     kept = a_quick_session.mask(a_segment)
     assert np.array_equal(kept[5], before[5])
-    assert a_quick_session.undo() == "propagate ball"
+    assert a_quick_session.undo() == "propagate"
     assert np.array_equal(a_quick_session.mask(a_segment), before)
     assert a_quick_session.confidence(a_segment) == confidence
     a_quick_session.redo()
@@ -216,7 +216,7 @@ def test_a_removed_segment_is_not_revived_by_undoing_its_suspended_propagation(a
     assert a_quick_session.segments == ()
     assert a_quick_session.undo() == "remove ball"
     assert np.array_equal(a_quick_session.mask(a_segment), kept)
-    assert a_quick_session.undo() == "propagate ball"
+    assert a_quick_session.undo() == "propagate"
 
 
 def test_memories_of_far_slices_are_dropped_and_made_again_for_a_correction(quick_engine):

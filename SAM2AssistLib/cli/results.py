@@ -1,0 +1,121 @@
+"""What the commands tell of a result: how long it took, what is in it, and what the user should look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.named_mask import NamedMask, bounding_box
+from SAM2AssistLib.io.segmentation import LABEL_MAP_ENDINGS
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.session import Session
+    from SAM2AssistLib.volume import CTVolume, Window
+
+AXIS_LETTERS = ("k", "j", "i")
+
+# Outlines that touch share some voxels; what is beyond both of these is meant by one segment only, or by none.
+_OVERLAP_ML = 0.5
+_OVERLAP_PART = 0.05
+
+
+class Stopwatch:
+    """Seconds of each part of a command."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a part."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def masks_of(session: Session) -> list[NamedMask]:
+    """Return the masks of a session by name."""
+    return [NamedMask(s.name, session.mask(s)) for s in session.segments]
+
+
+def report_on(session: Session) -> list[dict[str, Any]]:
+    """Describe each segment: axis, voxels, volume in ml, slices along its axis, and mean confidence over these."""
+    rows = []
+    for handle in session.segments:
+        mask, axis = session.mask(handle), session.segment_axis(handle)
+        shown = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        confidence = session.confidence(handle)
+        values = [confidence[int(k)] for k in shown if int(k) in confidence]
+        voxels = int(mask.sum())
+        rows.append(
+            {
+                "name": handle.name,
+                "axis": AXIS_LETTERS[axis],
+                "voxels": voxels,
+                "volume_ml": round(voxels * _millilitres(session.volume), 2),
+                "slices": len(shown),
+                "confidence": round(float(np.mean(values)), 3) if values else 0.0,
+            }
+        )
+    return rows
+
+
+def window_as_json(window: Window) -> dict[str, float]:
+    """Return a window as JSON tells it, in HU."""
+    return {"level": float(window.level), "width": float(window.width)}
+
+
+def table_of(report: Sequence[dict[str, Any]]) -> Table:
+    """Lay the rows of `report_on` out for a terminal."""
+    table = Table("Segment")
+    for heading in ("Volume (ml)", "Slices", "Confidence"):
+        table.add_column(heading, justify="right")
+    for row in report:
+        table.add_row(row["name"], f"{row['volume_ml']:.1f}", str(row["slices"]), f"{row['confidence']:.2f}")
+    return table
+
+
+def notes_on(masks: Sequence[NamedMask], volume: CTVolume) -> list[str]:
+    """Tell of segments that came out empty, and of those that have more than a little in common; one sentence each."""
+    boxes = {named.name: bounding_box(named.mask) for named in masks}
+    notes = [f"'{name}' is empty; check where its prompts are." for name, box in boxes.items() if box is None]
+    sizes = {named.name: int(np.count_nonzero(named.mask)) for named in masks}
+    for first, second in combinations((named for named in masks if sizes[named.name]), 2):
+        common = _common_voxels(first, second, boxes)
+        ml = common * _millilitres(volume)
+        if ml >= _OVERLAP_ML and common >= _OVERLAP_PART * min(sizes[first.name], sizes[second.name]):
+            notes.append(
+                f"{ml:.{0 if ml >= 10 else 1}f} ml belong to both '{first.name}' and '{second.name}'; if that is not "
+                "meant, give each a click outside of it in the other."
+            )
+    return notes
+
+
+def _common_voxels(
+    first: NamedMask, second: NamedMask, boxes: dict[str, tuple[slice, slice, slice] | None]
+) -> int:
+    one, other = boxes[first.name], boxes[second.name]
+    if one is None or other is None:
+        return 0
+    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
+    return int(np.count_nonzero(first.mask[both] & second.mask[both]))
+
+
+def _millilitres(volume: CTVolume) -> float:
+    """Volume of a voxel."""
+    return float(np.prod(volume.spacing_ijk)) / 1000
+
+
+def slicer_advice(image: Path, segmentation: Path) -> str:
+    """Say how to look at a result in 3D Slicer."""
+    is_label_map = ending_of(segmentation) in LABEL_MAP_ENDINGS
+    result = f"{segmentation} (as Segmentation, with Show Options)" if is_label_map else str(segmentation)
+    added = f"Add DICOM Data for {image}, Add Data for {result}" if image.is_dir() else f"Add Data, {image} and {result}"
+    return f"In 3D Slicer: {added}; then Show 3D in the module Segmentations."
