@@ -1,19 +1,31 @@
 # Written by `make slicer-files`; relative to the repository's root.
 set(SAM2AssistLib_PYTHON_SCRIPTS
+  SAM2AssistLib/__init__.py
+  SAM2AssistLib/__main__.py
   SAM2AssistLib/cli/__init__.py
+  SAM2AssistLib/cli/app.py
+  SAM2AssistLib/cli/console.py
+  SAM2AssistLib/cli/demo.py
   SAM2AssistLib/cli/models.py
+  SAM2AssistLib/cli/results.py
+  SAM2AssistLib/cli/segment.py
   SAM2AssistLib/engine/__init__.py
+  SAM2AssistLib/engine/adapter.py
   SAM2AssistLib/engine/appearance.py
   SAM2AssistLib/engine/architecture.py
   SAM2AssistLib/engine/catalogue.py
   SAM2AssistLib/engine/checkpoint.py
+  SAM2AssistLib/engine/device.py
   SAM2AssistLib/engine/encoder.py
   SAM2AssistLib/engine/focus.py
   SAM2AssistLib/engine/heads.py
   SAM2AssistLib/engine/history.py
+  SAM2AssistLib/engine/loading.py
   SAM2AssistLib/engine/memory.py
   SAM2AssistLib/engine/network.py
   SAM2AssistLib/engine/options.py
+  SAM2AssistLib/engine/plane.py
+  SAM2AssistLib/engine/propagation.py
   SAM2AssistLib/engine/segment.py
   SAM2AssistLib/engine/session.py
   SAM2AssistLib/engine/stopping.py
@@ -21,13 +33,26 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/tracker.py
   SAM2AssistLib/engine/views.py
   SAM2AssistLib/errors.py
+  SAM2AssistLib/evaluation/__init__.py
+  SAM2AssistLib/evaluation/metrics.py
+  SAM2AssistLib/evaluation/simulated_user.py
   SAM2AssistLib/io/__init__.py
+  SAM2AssistLib/io/_dicom_headers.py
+  SAM2AssistLib/io/_image_checks.py
   SAM2AssistLib/io/_raw_headers.py
   SAM2AssistLib/io/atomic.py
+  SAM2AssistLib/io/dicom_series.py
+  SAM2AssistLib/io/itk_image.py
+  SAM2AssistLib/io/label_map.py
+  SAM2AssistLib/io/named_mask.py
+  SAM2AssistLib/io/preview.py
   SAM2AssistLib/io/readers.py
+  SAM2AssistLib/io/seg_nrrd.py
+  SAM2AssistLib/io/segmentation.py
   SAM2AssistLib/io/terminology.py
   SAM2AssistLib/prompting/__init__.py
   SAM2AssistLib/prompting/dense.py
+  SAM2AssistLib/prompting/proposals.py
   SAM2AssistLib/prompts.py
   SAM2AssistLib/training/__init__.py
   SAM2AssistLib/training/_phantom_anatomy.py
@@ -43,11 +68,14 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/training/masses.py
   SAM2AssistLib/training/phantoms.py
   SAM2AssistLib/training/rollout.py
+  SAM2AssistLib/training/ship.py
   SAM2AssistLib/training/trainer.py
   SAM2AssistLib/training/user.py
   SAM2AssistLib/training/volumes.py
   SAM2AssistLib/volume.py
   )
 set(SAM2AssistLib_PYTHON_RESOURCES
+  SAM2AssistLib/engine/weights/mini.card.json
+  SAM2AssistLib/engine/weights/mini.safetensors
   SAM2AssistLib/io/terminology.json
   )

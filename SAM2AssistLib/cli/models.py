@@ -33,7 +33,7 @@ def list_models(as_json: JsonOption = False) -> None:
         print_json({"cache": str(store.cache_folder()), "models": [_as_dict(spec) for spec in catalogue.CATALOGUE]})
         return
     console = stdout()
-    table = Table(caption=f"Fetched weights are kept in {store.cache_folder()}", caption_justify="left")
+    table = Table()
     for heading, justify in (("Name", "left"), ("Input", "right"), ("Parameters", "right"), ("Size", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("Licence")
@@ -48,6 +48,7 @@ def list_models(as_json: JsonOption = False) -> None:
             _whereabouts(spec),
         )
     console.print(table)
+    console.print(f"Fetched weights are kept in {store.cache_folder()}", soft_wrap=True)
 
 
 @models_app.command("fetch")

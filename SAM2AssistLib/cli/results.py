@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 AXIS_LETTERS = ("k", "j", "i")
 
-# Outlines that touch share some voxels; what is beyond both of these is meant by one segment only, or by none.
+# Neighbours share a few voxels along their border; an overlap beyond both of these is told of.
 _OVERLAP_ML = 0.5
 _OVERLAP_PART = 0.05
 
@@ -93,14 +93,12 @@ def notes_on(masks: Sequence[NamedMask], volume: CTVolume) -> list[str]:
         if ml >= _OVERLAP_ML and common >= _OVERLAP_PART * min(sizes[first.name], sizes[second.name]):
             notes.append(
                 f"{ml:.{0 if ml >= 10 else 1}f} ml belong to both '{first.name}' and '{second.name}'; if that is not "
-                "meant, give each a click outside of it in the other."
+                "meant, give one of them a negative point there."
             )
     return notes
 
 
-def _common_voxels(
-    first: NamedMask, second: NamedMask, boxes: dict[str, tuple[slice, slice, slice] | None]
-) -> int:
+def _common_voxels(first: NamedMask, second: NamedMask, boxes: dict[str, tuple[slice, slice, slice] | None]) -> int:
     one, other = boxes[first.name], boxes[second.name]
     if one is None or other is None:
         return 0
@@ -117,5 +115,5 @@ def slicer_advice(image: Path, segmentation: Path) -> str:
     """Say how to look at a result in 3D Slicer."""
     is_label_map = ending_of(segmentation) in LABEL_MAP_ENDINGS
     result = f"{segmentation} (as Segmentation, with Show Options)" if is_label_map else str(segmentation)
-    added = f"Add DICOM Data for {image}, Add Data for {result}" if image.is_dir() else f"Add Data, {image} and {result}"
-    return f"In 3D Slicer: {added}; then Show 3D in the module Segmentations."
+    how = f"Add DICOM Data for {image}, Add Data for {result}" if image.is_dir() else f"Add Data, {image} and {result}"
+    return f"In 3D Slicer: {how}; then Show 3D in the module Segmentations."

@@ -13,6 +13,8 @@ class EngineOptions:
     ----------
     focus : small objects are seen through a crop around them.
     stop_rules : a propagation ends where the object ends.
+    fading : logits that a carried mask loses over a distance of its own width, beyond the outermost prompts. What the
+        image renews stays; what is merely copied on fades. 0 for none.
     both_directions : up and down the volume, and all segments, go through the network together. Otherwise one
         direction and one segment follows the other, and the second direction sees the memories of the first, as in
         SAM2's own predictor.
@@ -20,6 +22,8 @@ class EngineOptions:
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.
+    middle_removes : a negative click in the very middle of a mask takes all of it away, one nearer its edge corrects
+        it. Networks tend to answer the former with a hole.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
     cache_bytes : of slice features on the engine's device, for each axis in use.
     encode_batch : slices encoded at once.
@@ -28,12 +32,14 @@ class EngineOptions:
 
     focus: bool = True
     stop_rules: bool = True
+    fading: float = 2.0
     both_directions: bool = True
     meet_between: bool = True
     only_changed: bool = True
     drawn_prompts: bool | None = None
     carried_logits: bool | None = None
     stretch: bool = False
+    middle_removes: bool = True
     prompts_decide: bool = True
     cache_bytes: int = 2 << 30
     encode_batch: int = 4
@@ -45,11 +51,13 @@ class EngineOptions:
         return cls(
             focus=False,
             stop_rules=False,
+            fading=0.0,
             both_directions=both_directions,
             meet_between=False,
             only_changed=False,
             drawn_prompts=False,
             carried_logits=False,
             stretch=True,
+            middle_removes=False,
             prompts_decide=False,
         )

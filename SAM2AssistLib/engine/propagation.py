@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -91,10 +92,13 @@ class Job:
     def _lanes_in(self, gap: Gap) -> Iterator[Lane]:
         between = gap.low is not None and gap.high is not None
         stops = self.options.stop_rules and not between
-        if gap.low is not None:
-            yield self._lane(gap.low, gap.last, stops=stops)
-        if gap.high is not None:
-            yield self._lane(gap.high, gap.first, stops=stops)
+        for start, end in ((gap.low, gap.last), (gap.high, gap.first)):
+            # Beyond a slice on which a user has said that the segment is absent, it has ended.
+            if start is not None and (not stops or self._shown(start)):
+                yield self._lane(start, end, stops=stops)
+
+    def _shown(self, index: int) -> bool:
+        return bool(self.recorder.record.slice_of(self.plane.axis, index).any())
 
     def _lane(self, start: int, last: int, *, stops: bool) -> Lane:
         findings = self.recorder.record.findings
@@ -108,8 +112,15 @@ class Job:
             conditioning=conditioning,
             behind={**findings.states, **self.found},
             stops=stops,
+            fading=self._fading(area) if stops else 0.0,
             judge=StopJudge([area] if area else []),
         )
+
+    def _fading(self, area: int) -> float:
+        """Return the logits a mask that starts with this area loses per slice."""
+        row_mm, column_mm = self.plane.spacing_mm
+        width_mm = math.sqrt(area * row_mm * column_mm)
+        return self.options.fading * self.plane.distance_mm / width_mm if area else 0.0
 
     def accept(self, visit: Visit) -> None:
         """Write a visited slice, fused with what came from the other side if that was there before."""
@@ -136,9 +147,10 @@ class Job:
         """Weigh what came from below and from above by nearness; where they disagree, confidence falls."""
         near, far, weight = (upper, lower, share) if share > 0.5 else (lower, upper, 1 - share)
         network, limit = self.plane.network, LOGIT_LIMIT
-        own = near.logits.float().clamp(-limit, limit)
-        others = network.carried(far, near.view).clamp(-limit, limit)
-        logits = weight * own + (1 - weight) * others
+        own, others = network.carried(near, near.view), network.carried(far, near.view)
+        # Probabilities, not logits: an absence is stated far more strongly than any mask, and would always win.
+        blended = weight * own.sigmoid() + (1 - weight) * others.sigmoid()
+        logits = blended.logit(eps=1e-4).clamp(-limit, limit)
         agreement = _dice(self.plane.tracker.mask_of(near), self.plane.tracker.mask_of(far))
         return replace(
             near,

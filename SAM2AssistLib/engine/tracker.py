@@ -36,6 +36,7 @@ class Lane:
     conditioning : the segment's prompted slices.
     behind : states that earlier passes left, for memories of slices before the start.
     stops : whether it ends where the object ends; between two prompted slices it does not.
+    fading : logits that the carried mask loses from slice to slice.
     own : states of the slices visited so far.
     moved : states as the lane recalls them: in its view, with their memories.
     """
@@ -47,6 +48,7 @@ class Lane:
     conditioning: dict[int, SliceState]
     behind: Mapping[int, SliceState]
     stops: bool
+    fading: float = 0.0
     own: dict[int, SliceState] = field(default_factory=dict)
     moved: dict[int, SliceState] = field(default_factory=dict)
     judge: StopJudge = field(default_factory=StopJudge)
@@ -152,15 +154,24 @@ class Tracker:
 
     def _look(self, lanes: Sequence[Lane]) -> tuple[list[SliceState], list[np.ndarray]]:
         """Decode every lane's next slice; where a mask outgrows its view, once more through a larger one."""
-        states = self.network.track(self._rows(lanes))
+        states = self._faded(lanes, self.network.track(self._rows(lanes)))
         masks = [self.mask_of(state) for state in states]
         for _ in range(MOST_REFOCUSINGS):
             again = [n for n, lane in enumerate(lanes) if self._refocused(lane, masks[n])]
             if not again:
                 break
-            for n, state in zip(again, self.network.track(self._rows([lanes[n] for n in again])), strict=True):
+            repeated = [lanes[n] for n in again]
+            seen = self._faded(repeated, self.network.track(self._rows(repeated)))
+            for n, state in zip(again, seen, strict=True):
                 states[n], masks[n] = state, self.mask_of(state)
         return states, masks
+
+    @staticmethod
+    def _faded(lanes: Sequence[Lane], states: Sequence[SliceState]) -> list[SliceState]:
+        return [
+            replace(state, logits=state.logits - lane.fading * abs(lane.next_index - lane.start))
+            for lane, state in zip(lanes, states, strict=True)
+        ]
 
     def _refocused(self, lane: Lane, mask: np.ndarray) -> bool:
         if self.focus is None or not self.focus.outgrown(mask, lane.view):

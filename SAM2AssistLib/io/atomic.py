@@ -64,19 +64,37 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     OutputError
         If the file cannot be written (no such folder, no permission, disk full), from the block or from here.
     """
-    final = Path(final)
-    target = Path(os.path.realpath(final))
-    part = target.with_name(f".sam2assist-{secrets.token_hex(6)}{ending_of(target)}")
-    try:
+    with atomic_paths(final) as (part,):
         yield part
-        _flush(part)
-        os.replace(part, target)
+
+
+@contextmanager
+def atomic_paths(*finals: str | Path) -> Iterator[tuple[Path, ...]]:
+    """Do as `atomic_path` for files that belong together: all are whole on the disk before the first is in its place.
+
+    They are put there in the order given, one right after the other; between two of them only a kill can come.
+
+    Raises
+    ------
+    OutputError
+        As `atomic_path` does.
+    """
+    targets = [Path(os.path.realpath(final)) for final in finals]
+    parts = tuple(target.with_name(f".sam2assist-{secrets.token_hex(6)}{ending_of(target)}") for target in targets)
+    try:
+        yield parts
+        for part in parts:
+            _flush(part)
+        for part, target in zip(parts, targets, strict=True):
+            os.replace(part, target)
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise OutputError(f"{final} cannot be written ({reason}); free some space or choose another place.") from error
+        names = " and ".join(map(str, finals))
+        raise OutputError(f"{names} cannot be written ({reason}); free some space or choose another place.") from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        for part in parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

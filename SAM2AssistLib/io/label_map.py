@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path, ending_of
+from SAM2AssistLib.io.atomic import atomic_paths, ending_of
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, image_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, check_masks
 
@@ -88,9 +88,7 @@ def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolu
         raise OutputError(f"{path.name} cannot hold two segments of the same name; rename one or write a .seg.nrrd.")
     check_names_path(names_path_of(path))
     labels, lost = _label_array(masks, volume.shape_kji)
-    # The inner one is put in its place first: between the two there is a new map with old names, which shows, rather
-    # than an old map under new names.
-    with atomic_path(names_path_of(path)) as names_part, atomic_path(path) as part:
+    with atomic_paths(path, names_path_of(path)) as (part, names_part):
         names_part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         try:
             sitk.WriteImage(image_of(labels, volume.ijk_to_lps), str(part), useCompression=True)

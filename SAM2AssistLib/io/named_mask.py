@@ -46,9 +46,10 @@ def check_masks(masks: Sequence[NamedMask], shape_kji: tuple[int, int, int]) -> 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
     """The smallest box of array slices (k, j, i) that holds all voxels of a mask; None if it is empty."""
+    shadow = np.any(mask, axis=0)
     bounds = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+    for shown in (np.any(mask, axis=(1, 2)), np.any(shadow, axis=1), np.any(shadow, axis=0)):
+        inside = np.flatnonzero(shown)
         if not inside.size:
             return None
         bounds.append(slice(int(inside[0]), int(inside[-1]) + 1))

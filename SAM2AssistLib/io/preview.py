@@ -11,7 +11,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ _AIR_HU = -400
 _CROP_MARGIN_MM = 6.0
 
 # Of two outlines nearer than this in CIE Lab nobody can say which is which.
-_DISTINCT_LAB = 30.0
+_DISTINCT_LAB = 40.0
 
 # Lightness in CIE Lab that a thin line needs on dark grey; pure blue has 32.
 _MIN_LIGHTNESS = 55.0
@@ -123,7 +123,8 @@ def write_preview(
     """
     picture = draw_preview(volume, masks, window=window)
     with atomic_path(path_png) as part:
-        picture.save(part, format="PNG", optimize=True)
+        # Looking for the best of all encodings would take longer than all the drawing and save a few percent.
+        picture.save(part, format="PNG", compress_level=4)
 
 
 def draw_preview(volume: CTVolume, masks: Sequence[NamedMask], *, window: Window | None = None) -> Image.Image:
@@ -132,9 +133,10 @@ def draw_preview(volume: CTVolume, masks: Sequence[NamedMask], *, window: Window
     window = window or WINDOW_PRESETS["abdomen"]
     patient = _as_patient(volume, masks)
     colors = outline_colors([named.name for named in masks])
-    field = _field_of_view(patient)
+    extent = _union_box(patient)
+    field = _field_of_view(patient, extent)
     _, y, x = _center(patient)
-    axial = [_View(0, z, (field[1], field[2]), ("R", "L", "A", "P")) for z in _axial_slices(patient)]
+    axial = [_View(0, z, (field[1], field[2]), ("R", "L", "A", "P")) for z in _axial_slices(patient, extent)]
     coronal = _View(1, y, (field[0], field[2]), ("R", "L", "H", "F"))
     sagittal = _View(2, x, (field[0], field[1]), ("A", "P", "H", "F"))
 
@@ -182,9 +184,9 @@ def _union_box(patient: _Patient) -> tuple[slice, slice, slice] | None:
     return z, y, x
 
 
-def _field_of_view(patient: _Patient) -> tuple[slice, slice, slice]:
+def _field_of_view(patient: _Patient, masks: tuple[slice, slice, slice] | None) -> tuple[slice, slice, slice]:
     """The part of the volume that is shown: the patient, or if the masks are small a half of that around them."""
-    body, masks = _body_box(patient.hu), _union_box(patient)
+    body = _body_box(patient.hu)
     shown = []
     for axis, count in enumerate(patient.hu.shape):
         low, high = body[axis].start, body[axis].stop
@@ -216,9 +218,8 @@ def _body_box(hu: NDArray[np.int16]) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def _axial_slices(patient: _Patient) -> list[int]:
+def _axial_slices(patient: _Patient, box: tuple[slice, slice, slice] | None) -> list[int]:
     """Slices spread evenly from head to feet through the masks (through the volume if all are empty)."""
-    box = _union_box(patient)
     start, stop = (box[0].start, box[0].stop) if box else (0, patient.hu.shape[0])
     count = min(MAX_AXIAL_SLICES, stop - start)
     # The middles of equal parts: the first and the last slice of a mask say little.
@@ -227,7 +228,7 @@ def _axial_slices(patient: _Patient) -> list[int]:
 
 def _center(patient: _Patient) -> tuple[int, int, int]:
     """The voxel (z, y, x) that the coronal and the sagittal slice go through: where the largest mask is widest."""
-    sizes = [int(mask.sum()) for mask in patient.masks]
+    sizes = [int(np.count_nonzero(mask)) for mask in patient.masks]
     if not sizes or max(sizes) == 0:
         z, y, x = (count // 2 for count in patient.hu.shape)
         return z, y, x
@@ -255,7 +256,7 @@ def _draw_view(
     colors: Sequence[tuple[int, int, int]],
 ) -> Image.Image:
     """A slice with outlines and letters, `size` (width, height) pixels large."""
-    hu = np.take(patient.hu, view.index, axis=view.axis)[view.crop]
+    hu = _slice_of(patient.hu, view)
     grey = Image.fromarray(np.ascontiguousarray(hu, dtype=np.float32))
     large = (size[0] * _SUPERSAMPLING, size[1] * _SUPERSAMPLING)
     shown = window.apply(np.asarray(grey.resize(large, Image.Resampling.BICUBIC)))
@@ -264,12 +265,19 @@ def _draw_view(
     scale = (large[1] / hu.shape[0], large[0] / hu.shape[1])  # pixels per voxel
     smoothing = 1.2 * max(scale) / min(scale)  # where slices are thick, an outline has long steps
     for mask, color in zip(patient.masks, colors, strict=True):
-        inside = np.take(mask, view.index, axis=view.axis)[view.crop]
+        inside = _slice_of(mask, view)
         for line in _outlines(inside, scale, smoothing):
             draw.line(line, fill=color, width=round(_OUTLINE_WIDTH * _SUPERSAMPLING), joint="curve")
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     _write_on(picture, patient, view)
     return picture
+
+
+def _slice_of(array: NDArray[np.generic], view: _View) -> NDArray[Any]:
+    """What a view shows of an array, without a copy: `numpy.take` would copy the whole of a flipped one first."""
+    selection: list[slice | int] = list(view.crop)
+    selection.insert(view.axis, view.index)
+    return array[tuple(selection)]
 
 
 def _outlines(
@@ -366,7 +374,7 @@ def _legend_rows(
     voxel_ml = float(np.prod(volume.spacing_ijk)) / 1000
     rows = []
     for named, color in zip(masks, colors, strict=True):
-        ml = int(named.mask.sum()) * voxel_ml
+        ml = int(np.count_nonzero(named.mask)) * voxel_ml
         rows.append((color, named.name, f"{ml:,.0f} ml" if ml >= 100 else f"{ml:.1f} ml" if ml else "empty"))
     return rows
 
@@ -433,8 +441,8 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, room: float, font: ImageFont.
 def outline_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
     """A color for each segment that is clear on grey and differs from the others as far as there are colors.
 
-    It is the color of the segment in Slicer, brightened. Those of many organs are alike, so the later of two such
-    organs gets another one. The left and the right one of a pair share theirs.
+    It is the color of the segment in Slicer, brightened. Those of many organs are alike, and those of the left and the
+    right one of a pair are the same, so the later of two such organs gets another one.
 
     Parameters
     ----------
@@ -449,20 +457,20 @@ def outline_colors(names: Sequence[str]) -> list[tuple[int, int, int]]:
     spare = [color for color in spare if rgb2lab(np.array(color))[0] >= _MIN_LIGHTNESS]
     spare_lab = rgb2lab(np.array(spare))
     used: list[NDArray[np.float64]] = []
-    chosen: dict[object, tuple[float, float, float]] = {}
-    meant = [terminology_of(name) for name in names]
-    keys = [(entry.type, entry.region) if entry.known else name for name, entry in zip(names, meant, strict=True)]
-    for key, entry in zip(keys, meant, strict=True):
-        if key in chosen:
-            continue
-        color = _brightened(entry.color_rgb)
+    chosen: dict[str, tuple[float, float, float]] = {}
+    # Those who can keep their color come first, so that no other gets one that is like it.
+    for name in dict.fromkeys(names):
+        color = _brightened(terminology_of(name).color_rgb)
         lab = rgb2lab(np.array(color))
-        if used and np.linalg.norm(np.array(used) - lab, axis=1).min() < _DISTINCT_LAB:
-            distances = np.linalg.norm(spare_lab[:, np.newaxis] - np.array(used), axis=2).min(axis=1)
-            color, lab = spare[int(np.argmax(distances))], spare_lab[int(np.argmax(distances))]
-        chosen[key] = color
-        used.append(lab)
-    return [_as_bytes(chosen[key]) for key in keys]
+        if not used or np.linalg.norm(np.array(used) - lab, axis=1).min() >= _DISTINCT_LAB:
+            chosen[name] = color
+            used.append(lab)
+    for name in dict.fromkeys(names):
+        if name not in chosen:
+            farthest = int(np.argmax(np.linalg.norm(spare_lab[:, np.newaxis] - np.array(used), axis=2).min(axis=1)))
+            chosen[name] = spare[farthest]
+            used.append(spare_lab[farthest])
+    return [_as_bytes(chosen[name]) for name in names]
 
 
 def _as_bytes(color_rgb: tuple[float, float, float]) -> tuple[int, int, int]:

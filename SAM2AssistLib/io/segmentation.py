@@ -39,8 +39,8 @@ def check_output_path(path: str | Path) -> None:
     Raises
     ------
     OutputError
-        If the ending is not one that is written, the folder is missing or may not be written to, or the names of a label
-        map would replace a file that is something else.
+        If the ending is not one that is written, the folder is missing or may not be written to, or the names of a
+        label map would replace a file that is something else.
     """
     path = Path(path)
     ending = ending_of(path)

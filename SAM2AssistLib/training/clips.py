@@ -88,7 +88,9 @@ class ClipSampler:
         candidates = volume.labels_along(axis)
         if not candidates:
             return None
-        anchor = candidates[rng.integers(len(candidates))]
+        # Large organs are few among many names; drawn evenly, a box over half the view would hardly ever be met.
+        sizes = np.array([math.sqrt(volume.areas[axis, value]) for value in candidates])
+        anchor = int(rng.choice(candidates, p=sizes / sizes.sum()))
         prompted_slice, indices = self._slice_indices(volume, axis, volume.present[axis, anchor])
         hu, labels = self._view(volume, axis, indices, prompted_slice, anchor)
         hu, masses = paste_masses(hu, rng, share=0.4)
@@ -143,7 +145,7 @@ class ClipSampler:
         if rng.random() < 0.35:
             side_mm, centre = whole_mm * rng.uniform(0.95, 1.1), np.array([height / 2, width / 2])
         else:
-            least = min(max(SMALLEST_VIEW_MM, 1.5 * extent_mm), whole_mm)
+            least = min(max(SMALLEST_VIEW_MM, 1.25 * extent_mm), whole_mm)
             side_mm = math.exp(rng.uniform(math.log(least), math.log(max(least, whole_mm))))
             slack = max(0.0, (side_mm - extent_mm) / 2)
             shift = rng.uniform(-0.6, 0.6, 2) * slack / np.array([rows_mm, cols_mm])

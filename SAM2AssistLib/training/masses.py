@@ -51,7 +51,7 @@ def paste_masses(hu: Tensor, rng: np.random.Generator, *, share: float) -> tuple
 def _shape(shape: torch.Size, rng: np.random.Generator) -> Tensor:
     """Return a signed distance in pixels, negative inside, of a bumpy ellipsoid; (T, S, S)."""
     count, size = shape[0], shape[-1]
-    radii = np.exp(rng.uniform(math.log(size / 40), math.log(size / 4), 1)) * np.exp(rng.normal(0, 0.3, 2))
+    radii = np.exp(rng.uniform(math.log(size / 40), math.log(size / 2.6), 1)) * np.exp(rng.normal(0, 0.3, 2))
     length = rng.uniform(0.7, 3.0) * count
     centre = rng.uniform(0.15, 0.85, 2) * size
     drift = rng.normal(0, 0.02 * size, 2) / max(1, count)

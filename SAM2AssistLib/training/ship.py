@@ -1,6 +1,6 @@
 """Make the embedded weights of a finished run: float16 safetensors, and the card beside them.
 
-    python -m SAM2AssistLib.training.ship --run runs/mini [--metrics accuracy.json]
+python -m SAM2AssistLib.training.ship --run runs/mini [--metrics accuracy.json]
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from SAM2AssistLib import __version__
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.atomic import atomic_paths
 
-STAGES = ("slices", "clips")
+STAGES = ("slices", "clips", "refine")
 LIMITS = (
     "Trained on few real CTs; made to be corrected by a user, not to be believed. For research; not a medical device.",
     "Most abdominal structures it has seen are procedural phantoms and one CT with automatic labels.",
@@ -42,8 +42,8 @@ def ship(run: Path, metrics: Path | None) -> Path:
     weights = store.weights_path(spec)
     weights.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(run / f"{STAGES[-1]}.safetensors").items()}
-    # Both are whole on the disk before either is put in its place: weights and a card of different runs would be refused.
-    with atomic_path(store.card_path(spec)) as card_part, atomic_path(weights) as weights_part:
+    # In one step as far as can be: weights with the card of another run would be refused.
+    with atomic_paths(weights, store.card_path(spec)) as (weights_part, card_part):
         save_file(state, weights_part, metadata={"format": "pt", "model": spec.name})
         weights_part.chmod(0o644)  # safetensors makes files that only their owner can read
         card_part.write_text(json.dumps(_card(spec, weights_part, run, metrics), indent=1) + "\n", encoding="utf-8")

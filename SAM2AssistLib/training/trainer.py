@@ -73,6 +73,11 @@ def clips_recipe(steps: int) -> Recipe:
     return Recipe("clips", steps, clip_share=0.7, learning_rate=3e-4, warm_up=50, rounds=4, seed=2)
 
 
+def refine_recipe(steps: int) -> Recipe:
+    """Return the third stage: slices and clips alike at a falling rate, to even out what the second one has shifted."""
+    return Recipe("refine", steps, clip_share=0.55, learning_rate=2.5e-4, warm_up=20, rounds=3, seed=3, phantoms=16)
+
+
 class StageTrainer:
     """Trains one stage of a recipe, with checkpoints it resumes from."""
 
@@ -196,19 +201,19 @@ class StageTrainer:
         print(f"{self.recipe.name}: going on from step {self.step}", flush=True)
 
 
-def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int) -> None:
-    """Train both stages; the second starts from the averaged weights of the first."""
+def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int, refine_steps: int) -> None:
+    """Train the three stages; each starts from the averaged weights of the one before."""
     # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
     stages = []
-    for recipe in (slices_recipe(slice_steps), clips_recipe(clip_steps)):
+    for recipe in (slices_recipe(slice_steps), clips_recipe(clip_steps), refine_recipe(refine_steps)):
         trainer = StageTrainer(model, recipe, real, out)
         trainer.run()
         model.load_state_dict(load_file(out / f"{recipe.name}.safetensors"))
         stages.append({**asdict(recipe), "hours": round(trainer.seconds / 3600, 2)})
-    steps = f"--slice-steps {slice_steps} --clip-steps {clip_steps}"
+    steps = f"--slice-steps {slice_steps} --clip-steps {clip_steps} --refine-steps {refine_steps}"
     record = {
         "command": f"python -m SAM2AssistLib.training.trainer --out RUN {steps}{' --real DATA' if real else ''}",
         "data": ["procedural phantoms, never the same twice", *(v.name for v in trainer.volumes)],
@@ -224,8 +229,9 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="folder with splits.json and real CT; phantoms alone if not given")
     parser.add_argument("--slice-steps", type=int, default=1500)
     parser.add_argument("--clip-steps", type=int, default=1500)
+    parser.add_argument("--refine-steps", type=int, default=500)
     arguments = parser.parse_args()
-    train_mini(arguments.out, arguments.real, arguments.slice_steps, arguments.clip_steps)
+    train_mini(arguments.out, arguments.real, arguments.slice_steps, arguments.clip_steps, arguments.refine_steps)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class LabelledVolume:
     labels : (k, j, i) uint8, 0 is background.
     spacing_kji : voxel size in mm along the array axes.
     present : for each array axis and label, the slices that hold at least `LEAST_PIXELS` of it.
+    areas : for each array axis and label, the mean number of pixels on these slices.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LabelledVolume:
     labels: np.ndarray
     spacing_kji: tuple[float, float, float]
     present: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    areas: dict[tuple[int, int], float] = field(default_factory=dict)
 
     LEAST_PIXELS = 12
 
@@ -44,6 +46,7 @@ class LabelledVolume:
                 slices = np.flatnonzero(area >= self.LEAST_PIXELS)
                 if len(slices):
                     self.present[axis, value] = slices
+                    self.areas[axis, value] = float(area[slices].mean())
 
     def labels_along(self, axis: int) -> list[int]:
         """List the labels that some slice along the array axis holds."""

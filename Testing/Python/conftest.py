@@ -61,6 +61,16 @@ def quick_engine(a_quick_model):
     return make
 
 
+@pytest.fixture
+def engine(quick_engine, monkeypatch):
+    """The engine that a command gets: the quick one."""
+    from SAM2AssistLib.engine import loading
+
+    made = quick_engine()
+    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: made)
+    return made
+
+
 @pytest.fixture(scope="session")
 def a_blob_volume():
     """Ten slices with two bright balls."""

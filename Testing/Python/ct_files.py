@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from SAM2AssistLib.volume import CTVolume
 
 # Tests look for these words in messages, where they must never appear.
 PATIENT_NAME = "Secretname^Given"
@@ -49,6 +52,17 @@ def rotation(angles_degrees: Sequence[float]) -> NDArray[np.float64]:
         turn[first, second] = -np.sin(angle)
         result = turn @ result
     return result
+
+
+def empty_volume(
+    direction: ArrayLike,
+    shape_kji: tuple[int, int, int],
+    spacing_ijk: Sequence[float] = (0.7, 0.9, 2.5),
+    origin_lps: Sequence[float] = (-12.5, 30.25, 7.0),
+) -> CTVolume:
+    """Make a volume of zeros for a test of geometry; the columns of `direction` are the i, j and k axes."""
+    matrix = affine(spacing_ijk, direction, origin_lps)
+    return CTVolume.from_array(np.zeros(shape_kji, np.int16), spacing_ijk, matrix)
 
 
 def write_image(path: Path, array_kji: NDArray[Any], ijk_to_lps: ArrayLike | None = None) -> Path:
@@ -120,6 +134,18 @@ def write_dicom_series(
         dataset.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
+
+
+def changed(path: Path, **tags: Any) -> Path:
+    """Set DICOM keywords in one file, or remove them where the value is None."""
+    dataset = dcmread(path)
+    for keyword, value in tags.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
 
 
 def _ct_dataset(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from blobs import click
 
+from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.adapter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, attach_adapter
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import find_model
@@ -18,13 +20,18 @@ from SAM2AssistLib.errors import ModelError
 
 peft = pytest.importorskip("peft", reason="adapters need the package peft")
 
+MINI = find_model("mini")
 TARGETS = r".*(image_encoder\.trunk\.blocks\.\d+\.attn\.qkv|memory_attention\.layers\.\d+\.linear1)"
 
 
 def a_base_model() -> torch.nn.Module:
-    model = build_sam2("mini", find_model("mini").image_size)
-    model.load_state_dict(load_verified(find_model("mini")))
+    model = build_sam2("mini", MINI.image_size)
+    model.load_state_dict(load_verified(MINI))
     return model
+
+
+def card(base="mini", **changes):
+    return {"base_model": base, "base_sha256": store.expected_sha256(MINI), **changes}
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +50,7 @@ def an_unmerged_model():
 def a_good_folder(an_unmerged_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     an_unmerged_model.save_pretrained(str(folder))
-    (folder / CARD_FILE).write_text(json.dumps({"base_model": "mini"}))
+    (folder / CARD_FILE).write_text(json.dumps(card()))
     return folder
 
 
@@ -64,7 +71,7 @@ def features(model, image) -> torch.Tensor:
 
 
 def test_the_merged_network_gives_what_the_unmerged_one_gives(an_unmerged_model, a_good_folder, an_image):
-    merged = attach_adapter(a_base_model(), a_good_folder, "mini")
+    merged = attach_adapter(a_base_model(), a_good_folder, MINI)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     expected = features(an_unmerged_model.base_model.model, an_image)
     assert torch.allclose(features(merged, an_image), expected, atol=1e-4)
@@ -72,14 +79,14 @@ def test_the_merged_network_gives_what_the_unmerged_one_gives(an_unmerged_model,
 
 
 def test_a_merged_memory_attention_gives_what_the_unmerged_one_gives(an_unmerged_model, a_good_folder):
-    merged = attach_adapter(a_base_model(), a_good_folder, "mini").memory_attention.layers[0].linear1
+    merged = attach_adapter(a_base_model(), a_good_folder, MINI).memory_attention.layers[0].linear1
     beside = an_unmerged_model.base_model.model.memory_attention.layers[0].linear1
     tokens = torch.randn(3, merged.in_features, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(merged(tokens), beside(tokens), atol=1e-4)
 
 
 def test_a_merged_network_has_the_parameters_of_its_base(a_good_folder):
-    merged, base = attach_adapter(a_base_model(), a_good_folder, "mini").state_dict(), a_base_model().state_dict()
+    merged, base = attach_adapter(a_base_model(), a_good_folder, MINI).state_dict(), a_base_model().state_dict()
     assert {name: value.shape for name, value in merged.items()} == {n: value.shape for n, value in base.items()}
 
 
@@ -93,8 +100,8 @@ def test_an_engine_with_an_adapter_segments(a_good_folder, a_blob_volume):
 def test_an_adapter_that_was_just_begun_changes_nothing(tmp_path, an_image):
     begun = peft.get_peft_model(a_base_model(), peft.LoraConfig(r=2, target_modules=TARGETS))
     begun.save_pretrained(str(tmp_path))
-    (tmp_path / CARD_FILE).write_text(json.dumps({"base_model": "mini"}))
-    merged = attach_adapter(a_base_model(), tmp_path, "mini")
+    (tmp_path / CARD_FILE).write_text(json.dumps(card()))
+    merged = attach_adapter(a_base_model(), tmp_path, MINI)
     assert torch.allclose(features(merged, an_image), features(a_base_model(), an_image), atol=1e-5)
 
 
@@ -102,7 +109,7 @@ def test_an_adapter_that_was_just_begun_changes_nothing(tmp_path, an_image):
 def test_a_missing_file_is_named(a_folder, name):
     (a_folder / name).unlink()
     with pytest.raises(ModelError, match=f"{name} is missing"):
-        attach_adapter(a_base_model(), a_folder, "mini")
+        attach_adapter(a_base_model(), a_folder, MINI)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -111,9 +118,24 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 def test_an_adapter_for_another_base_is_refused_and_the_base_named(a_folder):
-    (a_folder / CARD_FILE).write_text(json.dumps({"base_model": "sam2.1-tiny"}))
+    (a_folder / CARD_FILE).write_text(json.dumps(card("sam2.1-tiny")))
     with pytest.raises(ModelError, match=r"is for sam2\.1-tiny, not for mini; choose --model sam2\.1-tiny"):
-        attach_adapter(a_base_model(), a_folder, "mini")
+        attach_adapter(a_base_model(), a_folder, MINI)
+
+
+def test_an_adapter_for_other_weights_of_its_base_is_refused(a_folder):
+    (a_folder / CARD_FILE).write_text(json.dumps(card(base_sha256="0" * 64)))
+    with pytest.raises(ModelError, match="was made for other weights of mini"):
+        attach_adapter(a_base_model(), a_folder, MINI)
+
+
+def test_without_peft_the_files_are_looked_at_first_and_then_it_is_said_how_to_get_it(a_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match="pip install peft"):
+        attach_adapter(a_base_model(), a_folder, MINI)
+    (a_folder / CARD_FILE).unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        attach_adapter(a_base_model(), a_folder, MINI)
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "foreign"])
@@ -130,7 +152,7 @@ def test_tensors_that_do_not_fit_are_refused(a_folder, change):
         tensors["base_model.model.somewhere.else.lora_A.weight"] = torch.zeros(4, 4)
     save_file(tensors, a_folder / WEIGHTS_FILE)
     with pytest.raises(ModelError, match="does not fit mini"):
-        attach_adapter(a_base_model(), a_folder, "mini")
+        attach_adapter(a_base_model(), a_folder, MINI)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +162,7 @@ def test_tensors_that_do_not_fit_are_refused(a_folder, change):
         (WEIGHTS_FILE, b"no safetensors at all"),
         (CARD_FILE, b"{"),
         (CARD_FILE, b"{}"),
+        (CARD_FILE, b'{"base_model": "mini"}'),
         (CARD_FILE, b"[1]"),
         (CARD_FILE, b"\xff\xfe\x00"),
         (CONFIG_FILE, b"{"),
@@ -149,11 +172,11 @@ def test_tensors_that_do_not_fit_are_refused(a_folder, change):
 def test_a_damaged_file_is_refused(a_folder, name, content):
     (a_folder / name).write_bytes(content)
     with pytest.raises(ModelError, match="cannot be read"):
-        attach_adapter(a_base_model(), a_folder, "mini")
+        attach_adapter(a_base_model(), a_folder, MINI)
 
 
 def test_weights_that_were_cut_off_are_refused(a_folder):
     content = (a_folder / WEIGHTS_FILE).read_bytes()
     (a_folder / WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="cannot be read"):
-        attach_adapter(a_base_model(), a_folder, "mini")
+        attach_adapter(a_base_model(), a_folder, MINI)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from SAM2AssistLib.errors import Cancelled, OutputError
-from SAM2AssistLib.io.atomic import atomic_path, ending_of
+from SAM2AssistLib.io.atomic import atomic_path, atomic_paths, ending_of
 
 
 def test_what_was_written_is_there_afterwards_and_nothing_else(tmp_path):
@@ -83,6 +83,21 @@ def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")
+def test_of_files_that_belong_together_none_is_replaced_if_one_cannot_be_written(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    with (
+        pytest.raises(OutputError, match="a and .*b cannot be written"),
+        atomic_paths(tmp_path / "a", tmp_path / "b") as (a, _),
+    ):
+        a.write_text("new")
+    assert [(path.name, path.read_text()) for path in sorted(tmp_path.iterdir())] == [("a", "old"), ("b", "old")]
+    with atomic_paths(tmp_path / "a", tmp_path / "b") as parts:
+        for part in parts:
+            part.write_text("new")
+    assert [(path.name, path.read_text()) for path in sorted(tmp_path.iterdir())] == [("a", "new"), ("b", "new")]
+
+
 def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path):
     (tmp_path / "real.txt").write_text("old")
     (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")

@@ -85,7 +85,7 @@ def truncated(path: Path) -> None:
 
 BAD_IMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no file": ("absent.nii.gz", lambda path: None, "no file or folder"),
-    "an empty folder": ("scans", lambda path: path.mkdir(), "is empty"),
+    "an empty folder": ("scans", lambda path: path.mkdir(), "is empty; give the one"),
     "an empty file": ("scan.nii.gz", lambda path: path.write_bytes(b""), "empty"),
     "text named .nii.gz": ("scan.nii.gz", lambda path: path.write_text("dear diary\n" * 50), "scan.nii.gz"),
     "text named .dcm": ("scan.dcm", lambda path: path.write_text("dear diary\n" * 50), "scan.dcm"),
@@ -212,7 +212,12 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "a folder as output": (["-o", "{place}/folder.seg.nrrd"], "is a folder"),
     "the image as output": (["-o", "{place}/ct.nii.gz"], "is the image itself"),
     "a preview that is no PNG": (["--preview", "{place}/result.jpg"], ".png"),
-    "a preview in a folder that is missing": (["--preview", "{place}/absent/result.png"], "no folder"),
+    "the prompts as names of labels": (
+        ["--prompts", "{place}/mine.labels.json", "-o", "{place}/mine.nii.gz"],
+        "is the prompt file itself",
+    ),
+    "a file that is no names file where names go": (["-o", "{place}/notes.nii.gz"], "notes.labels.json"),
+    "a preview in a folder that is missing": (["--preview", "{place}/absent/result.png"], "does not exist"),
     "a folder as preview": (["--preview", "{place}/folder.png"], "is a folder"),
     "an unknown axis": (["--axis", "z"], "choose --axis k, j or i"),
     "an unknown window": (["--window", "belly"], "abdomen"),
@@ -222,7 +227,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "an unknown model": (["--model", "maxi"], "choose"),
     "a model that was not fetched": (["--model", "sam2.1-tiny"], "sam2assist models fetch sam2.1-tiny"),
     "an adapter that is missing": (["--adapter", "{place}/absent"], "no adapter"),
-    "a folder that is no adapter": (["--adapter", "{place}"], "no adapter"),
+    "a folder that is no adapter": (["--adapter", "{place}"], "no adapter, because adapter_config.json is missing"),
 }
 
 
@@ -234,6 +239,8 @@ def test_an_argument_that_cannot_be_used_is_refused_before_the_image_is_read(
     monkeypatch.setenv("SAM2ASSIST_CACHE", str(place / "cache"))
     for folder in ("folder.seg.nrrd", "folder.png"):
         (place / folder).mkdir()
+    write_prompts(place / "mine.labels.json", box_prompts())
+    write_prompts(place / "notes.labels.json", "my notes")
     given, expected = BAD_ARGUMENTS[what]
     # An image that is not there would be the reason if it were looked at.
     image = "ct.nii.gz" if "image" in what else "absent.nii.gz"

@@ -23,6 +23,7 @@ from SAM2AssistLib.io import preview
 from SAM2AssistLib.io.segmentation import read_segmentation
 from SAM2AssistLib.prompts import PointPrompt, SegmentPrompts, read_prompt_file
 from SAM2AssistLib.training.phantoms import make_phantom
+from SAM2AssistLib.volume import WINDOW_PRESETS, Window
 
 RESULTS = ["ct.nrrd", "preview.png", "prompts.json", "segmentation.seg.nrrd"]
 ORGANS = ["liver", "kidney_right", "aorta"]
@@ -38,7 +39,9 @@ def a_small_demo(monkeypatch: pytest.MonkeyPatch, quick_engine: Any) -> Any:
     engine = quick_engine()
     monkeypatch.setattr(loading, "load_engine", lambda *_, **__: engine)
     # Drawing takes longer than all the rest; the tests of the script below have the picture drawn.
-    monkeypatch.setattr(preview, "write_preview", lambda path, *_, **__: path.write_bytes(b"a picture"))
+    monkeypatch.setattr(
+        preview, "write_preview", lambda path, *_, window: path.write_text(f"{window.level:g}/{window.width:g}")
+    )
     return make_phantom(7, (8, 64, 64), (5.0, 5.0, 12.0))
 
 
@@ -71,6 +74,7 @@ def test_the_table_shows_the_dice_of_each_organ_after_the_box_and_after_each_cli
     text = run(capfd, "demo", "--out", tmp_path, "--corrections", "2").out
     assert all(heading in text for heading in ("one box", "1 click", "2 clicks", "mean"))
     assert all(organ in text for organ in ORGANS)
+    assert f"In 3D Slicer: Add Data, {tmp_path / 'ct.nrrd'} and {tmp_path / 'segmentation.seg.nrrd'}; then Show" in text
 
 
 def test_json_has_the_dice_of_every_step_and_is_alone_on_stdout(
@@ -83,6 +87,10 @@ def test_json_has_the_dice_of_every_step_and_is_alone_on_stdout(
     assert [row["name"] for row in report["segments"]] == ORGANS
     assert sorted(Path(path).name for path in report["files"].values()) == RESULTS
     assert all(Path(path).is_file() for path in report["files"].values())
+    assert report["axis"] == "k"
+    window = Window(**report["window"])
+    assert window == WINDOW_PRESETS["abdomen"]
+    assert (tmp_path / "preview.png").read_text() == "40/400"
 
 
 def test_without_corrections_only_the_box_is_scored(
@@ -120,6 +128,7 @@ def test_a_ct_of_ones_own_without_prompts_gets_proposed_ones(
     assert outcome.code == 0, outcome
     assert "region 1" in outcome.out
     assert "Dice" not in outcome.out
+    assert "Note: The regions are numbered, not named" in outcome.err
     assert read_prompt_file(tmp_path / "out" / "prompts.json", CTVolume.read(an_own_ct)) == (click,)
 
 
@@ -129,7 +138,9 @@ def test_the_phantom_written_to_a_file_is_a_ct_for_which_prompts_are_proposed(
     assert run(capfd, "demo", "--out", tmp_path / "one", "--corrections", "0").code == 0
     outcome = run(capfd, "demo", "--out", tmp_path / "two", "--ct", tmp_path / "one" / "ct.nrrd", "--json")
     assert outcome.code == 0, outcome
-    assert "region 1" in [row["name"] for row in json.loads(outcome.out)["segments"]]
+    report = json.loads(outcome.out)
+    assert "region 1" in [row["name"] for row in report["segments"]]
+    assert demo.NOT_NAMED in report["warnings"]
 
 
 def test_a_ct_that_lies_where_its_copy_would_go_stays_as_it_is(
@@ -147,11 +158,20 @@ def test_a_ct_that_lies_where_its_copy_would_go_stays_as_it_is(
         (["--prompts", "{place}/mine.json"], "--ct IMAGE"),
         (["--prompts", "{place}/absent.json"], "no prompt file"),
         (["--ct", "{place}/absent.nii.gz"], "no file or folder"),
+        (["--ct", "{place}/absent.nii.gz", "--corrections", "3"], "leave --corrections out"),
         (["--ct", "{place}/mine.json"], "mine.json"),
         (["--out", "{place}/mine.json"], "cannot be made"),
         (["--model", "maxi"], "maxi"),
     ],
-    ids=["prompts without CT", "missing prompts", "missing CT", "no CT", "file as folder", "unknown model"],
+    ids=[
+        "prompts without CT",
+        "missing prompts",
+        "missing CT",
+        "clicks without truth",
+        "no CT",
+        "file as folder",
+        "unknown model",
+    ],
 )
 def test_what_the_demo_cannot_use_is_refused_in_one_sentence(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], expected: str

@@ -69,14 +69,6 @@ def a_long_ct(place: Path) -> Path:
     return place
 
 
-@pytest.fixture
-def engine(quick_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The engine that the command gets: one that finds something on every slice."""
-    made = quick_engine()
-    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: made)
-    return made
-
-
 def given(place: Path, *more: object, out: str = "result.seg.nrrd") -> list[object]:
     return ["segment", place / "ct.nii.gz", "--prompts", place / "prompts.json", "-o", place / out, *more]
 

@@ -108,6 +108,14 @@ def test_verify_looks_at_everything_that_is_here_and_fails_if_one_differs(own_co
     assert "sam2.1-tiny: differs" in run("verify").stdout
 
 
+def test_a_folder_whose_name_looks_like_markup_is_shown_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_copy: str
+) -> None:
+    monkeypatch.setenv("SAM2ASSIST_CACHE", str(tmp_path / "[red] [" / "b]"))
+    assert "[red] [/b]" in run("list").stdout
+    assert "[red] [/b]" in run("fetch", "sam2.1-tiny", "--file", own_copy).stdout
+
+
 @pytest.mark.parametrize("command", ["fetch", "remove"])
 def test_the_embedded_model_is_neither_fetched_nor_removed(command: str) -> None:
     assert "come with the package" in str(run(command, "mini").exception)

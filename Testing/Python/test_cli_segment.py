@@ -26,10 +26,10 @@ from command_line import (
     write_ct,
     write_prompts,
 )
-from ct_files import write_dicom_series
+from ct_files import write_dicom_series, write_image
 
 from SAM2AssistLib import CTVolume, __version__
-from SAM2AssistLib.engine import loading
+from SAM2AssistLib.io import preview
 from SAM2AssistLib.io.segmentation import read_segmentation
 from SAM2AssistLib.prompts import read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, Window
@@ -43,14 +43,6 @@ def place(tmp_path: Path) -> Path:
     write_ct(tmp_path / "ct.nii.gz")
     write_prompts(tmp_path / "prompts.json", box_prompts())
     return tmp_path
-
-
-@pytest.fixture
-def engine(quick_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The engine that the command gets: one that finds something on every slice."""
-    made = quick_engine()
-    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: made)
-    return made
 
 
 def segment(capfd: pytest.CaptureFixture[str], place: Path, *more: object, out: str = "result.seg.nrrd") -> Outcome:
@@ -146,6 +138,23 @@ def test_the_preview_is_a_picture_beside_the_result(
     assert sitk.ReadImage(str(place / "result.png")).GetSize()[0] > 1000
 
 
+@pytest.mark.parametrize("given", [("--window", "lung"), ("--window", "-20/350.5"), ()], ids=str)
+def test_the_preview_has_the_window_that_the_model_sees_and_json_tells_it_with_the_axis(
+    place: Path, capfd: pytest.CaptureFixture[str], engine: Any, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+) -> None:
+    write_image(place / "ct.nii.gz", balls() + 2000, GRID)  # not in HU, so that the window is chosen by the values
+    windows: list[Window] = []
+    monkeypatch.setattr(preview, "write_preview", lambda *_, window: windows.append(window))
+    outcome = segment(capfd, place, "--preview", place / "result.png", "--axis", "K", *given, "--json")
+    report = json.loads(outcome.out)
+    (window,) = windows
+    with engine.open(CTVolume.read(place / "ct.nii.gz")) as session:
+        chosen = {"lung": WINDOW_PRESETS["lung"], "-20/350.5": Window(-20, 350.5)}
+        assert window == (chosen[given[1]] if given else session.window)
+    assert report["window"] == {"level": window.level, "width": window.width}
+    assert report["axis"] == "k"
+
+
 def test_json_is_one_object_on_stdout_and_describes_the_result(
     place: Path, capfd: pytest.CaptureFixture[str], engine: Any
 ) -> None:
@@ -156,8 +165,9 @@ def test_json_is_one_object_on_stdout_and_describes_the_result(
     assert report["preview"] is None
     assert (report["model"], report["device"]) == ("mini", "cpu")
     assert report["warnings"] == []
+    assert (report["axis"], report["window"]) == ("k", {"level": 40, "width": 400})
     (row,) = report["segments"]
-    assert (row["name"], row["voxels"], row["slices"]) == ("ball", int(mask.sum()), 8)
+    assert (row["name"], row["axis"], row["voxels"], row["slices"]) == ("ball", "k", int(mask.sum()), 8)
     assert row["volume_ml"] == pytest.approx(mask.sum() * 1.5 * 1.5 * 4.0 / 1000, abs=0.01)
     assert 0 <= row["confidence"] <= 1
     assert {"read", "load", "prompts", "propagate", "write"} == set(report["seconds"])
@@ -169,6 +179,8 @@ def test_without_json_the_result_is_told_on_stdout_and_progress_on_stderr(
     outcome = segment(capfd, place)
     assert "ball" in outcome.out
     assert "result.seg.nrrd written" in outcome.out
+    advice = f"In 3D Slicer: Add Data, {place / 'ct.nii.gz'} and {place / 'result.seg.nrrd'}; then Show 3D"
+    assert advice in outcome.out
     assert re.fullmatch(r"Propagating: \d of 7 slice masks at most\n", outcome.err)
 
 
@@ -186,15 +198,20 @@ def test_voxels_that_a_label_map_cannot_hold_twice_are_told_of(
     content = box_prompts()
     content["segments"].append({**content["segments"][0], "name": "again"})
     write_prompts(place / "prompts.json", content)
-    assert "Note: result.nii.gz has one label per voxel" in segment(capfd, place, out="result.nii.gz").err
+    outcome = segment(capfd, place, "--json", out="result.nii.gz")
+    assert "Note: result.nii.gz has one label per voxel" in outcome.err
+    lost, shared = json.loads(outcome.out)["warnings"]
+    assert lost.startswith("result.nii.gz has one label per voxel")
+    assert "ml belong to both 'ball' and 'again'" in shared
 
 
 def test_a_segment_that_came_out_empty_is_told_of(
     place: Path, capfd: pytest.CaptureFixture[str], engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("SAM2AssistLib.engine.session.Session.mask", lambda *_: np.zeros((8, 64, 64), bool))
-    outcome = segment(capfd, place)
+    outcome = segment(capfd, place, "--json")
     assert "Note: 'ball' is empty" in outcome.err
+    assert json.loads(outcome.out)["warnings"] == ["'ball' is empty; check where its prompts are."]
     assert not written(place / "result.seg.nrrd")["ball"].any()
 
 

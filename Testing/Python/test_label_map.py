@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
+import SimpleITK as sitk
+from ct_files import empty_volume, rotation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,27 +20,17 @@ from SAM2AssistLib.io.segmentation import (
     read_segmentation,
     write_segmentation,
 )
-from SAM2AssistLib.volume import CTVolume
 
 SHAPE = (4, 6, 7)
 ENDINGS = (".nii.gz", ".nrrd", ".mha")
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def rotation(axis, angle):
-    x, y, z = np.array(axis, float) / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+def volume_of(directions, shape_kji=SHAPE, **grid):
+    return empty_volume(directions, shape_kji, **grid)
 
 
-def volume_of(directions, spacing_ijk=(0.7, 0.9, 2.5), shape_kji=SHAPE, origin=(-12.5, 30.25, 7.0)):
-    matrix = np.eye(4)
-    matrix[:3, :3] = directions * np.array(spacing_ijk)
-    matrix[:3, 3] = origin
-    return CTVolume.from_array(np.zeros(shape_kji, np.int16), spacing_ijk, matrix)
-
-
-OBLIQUE = volume_of(rotation((1, 2, 3), 0.4))
+OBLIQUE = volume_of(rotation((10, 20, 30)))
 GEOMETRIES = [
     volume_of(np.eye(3)),
     volume_of(np.diag([-1.0, 1, -1])),
@@ -73,9 +64,9 @@ def test_segments_come_back_with_their_names_voxels_and_geometry(tmp_path, endin
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(axis=st.sampled_from([(1, 0, 0), (1, 1, 0), (1, -2, 3)]), angle=st.floats(-3.1, 3.1), flip=st.booleans())
-def test_any_rotation_survives_nifti(tmp_path, axis, angle, flip):
-    volume = volume_of(rotation(axis, angle) @ np.diag([1, 1, -1 if flip else 1]))
+@given(angles=st.tuples(*[st.floats(-180, 180)] * 3), flip=st.booleans())
+def test_any_rotation_survives_nifti(tmp_path, angles, flip):
+    volume = volume_of(rotation(angles) @ np.diag([1, 1, -1 if flip else 1]))
     write_segmentation(tmp_path / "a.nii.gz", [LIVER], volume)
     np.testing.assert_allclose(read_segmentation(tmp_path / "a.nii.gz")[1], volume.ijk_to_lps, atol=1e-4)
 
@@ -123,6 +114,29 @@ def test_names_go_to_a_file_of_their_own_so_that_results_in_one_folder_do_not_mi
     assert read_segmentation(tmp_path / "one.nii.gz")[0][0].name == "liver"
     assert read_segmentation(tmp_path / "two.nii.gz")[0][0].name == "liver tumor"
     assert json.loads((tmp_path / "labels.json").read_text()) == {"spleen": 1}
+
+
+def test_a_file_that_holds_no_names_is_not_replaced_by_names(tmp_path):
+    (tmp_path / "one.labels.json").write_text("my notes")
+    for refused in (check_output_path, lambda path: write_segmentation(path, [LIVER], OBLIQUE)):
+        with pytest.raises(OutputError, match=r"one\.labels\.json is there and holds something else"):
+            refused(tmp_path / "one.nii.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.labels.json"]
+    check_output_path(tmp_path / "one.seg.nrrd")  # which has its names inside
+
+
+def test_old_names_are_replaced_after_the_label_map(tmp_path, monkeypatch):
+    write_segmentation(tmp_path / "a.nii.gz", [LIVER], OBLIQUE)
+    replace, replaced = os.replace, []
+
+    def noted(source, target):
+        replaced.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    write_segmentation(tmp_path / "a.nii.gz", [TUMOR], OBLIQUE)
+    assert replaced == ["a.nii.gz", "a.labels.json"]
+    assert [named.name for named in read_segmentation(tmp_path / "a.nii.gz")[0]] == ["liver tumor"]
 
 
 def label_map_with_value_5(folder):

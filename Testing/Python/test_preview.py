@@ -1,6 +1,7 @@
 """The preview shows the patient as a radiologist is used to, however the volume is stored."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -154,10 +155,27 @@ def test_organs_that_are_alike_in_slicer_get_different_colors_here():
     assert (colors[:, 0] > 50).all()
 
 
-def test_a_pair_shares_its_color_and_the_same_names_get_the_same_colors():
-    colors = outline_colors(["kidney_left", "spleen", "kidney_right"])
-    assert colors[0] == colors[2] != colors[1]
-    assert outline_colors(["kidney_left", "spleen", "kidney_right"]) == colors
+def test_left_and_right_can_be_told_apart_and_the_same_names_get_the_same_colors():
+    names = ["kidney_left", "lung_left", "kidney_right", "lung_right"]
+    colors = outline_colors(names)
+    lab = rgb2lab(np.array(colors) / 255)
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    assert distances[~np.eye(len(names), dtype=bool)].min() > 20
+    assert outline_colors(names) == colors
+
+
+def test_a_picture_of_a_clinical_ct_is_drawn_in_little_time(tmp_path):
+    hu = np.full((60, 512, 512), -1000, np.int16)
+    hu[:, 100:400, 60:450] = np.random.default_rng(1).normal(40, 15, (60, 300, 390))
+    masks = []
+    for n in range(8):
+        mask = np.zeros(hu.shape, bool)
+        mask[10:50, 120 + 30 * n : 180 + 30 * n, 100 + 30 * n : 200 + 30 * n] = True
+        masks.append(NamedMask(f"organ {n}", mask))
+    volume = CTVolume.from_array(hu, (0.8, 0.8, 2.5), np.diag([0.8, 0.8, 2.5, 1.0]))
+    began = time.process_time()
+    write_preview(tmp_path / "a.png", volume, masks)
+    assert time.process_time() - began < 1.5
 
 
 def test_a_mask_of_another_grid_and_a_folder_that_is_missing_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,16 @@ def test_clicks_are_inside_whatever_the_spacing(spacing):
     middle = tuple((n - 1) // 2 for n in shape)
     volume, labels = a_body(shape, spacing, ((middle, 30.0),))
     assert hit(propose_prompts(volume), labels) == [1]
+
+
+def test_a_large_volume_is_thinned_out_before_it_is_widened():
+    volume, labels = a_body((30, 240, 320), (0.5, 0.5, 2.0), (((15, 120, 80), 26.0), ((15, 120, 240), 22.0)))
+    tracemalloc.start()
+    prompts = propose_prompts(volume)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert hit(prompts, labels) == [1, 2]
+    assert peak < volume.array.nbytes  # float32 of all voxels would be twice as much
 
 
 def test_bone_and_small_spots_are_not_proposed():

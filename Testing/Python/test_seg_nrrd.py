@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
+import SimpleITK as sitk
+from ct_files import empty_volume, rotation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from slicer_nodes import segment_voxels
 
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.seg_nrrd import pack_layers
@@ -20,27 +22,18 @@ SHAPE = (5, 6, 7)
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def rotation(axis, angle):
-    x, y, z = np.array(axis, float) / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
-def volume_of(directions, spacing_ijk=(0.7, 0.9, 2.5), shape_kji=SHAPE, origin=(-12.5, 30.25, 7.0)):
-    matrix = np.eye(4)
-    matrix[:3, :3] = directions * np.array(spacing_ijk)
-    matrix[:3, 3] = origin
-    return CTVolume.from_array(np.zeros(shape_kji, np.int16), spacing_ijk, matrix)
+def volume_of(directions, shape_kji=SHAPE, **grid):
+    return empty_volume(directions, shape_kji, **grid)
 
 
 AXIAL = volume_of(np.eye(3))
-OBLIQUE = volume_of(rotation((1, 2, 3), 0.4))
+OBLIQUE = volume_of(rotation((10, 20, 30)))
 GEOMETRIES = {
     "axial": AXIAL,
     "flipped": volume_of(np.diag([-1.0, 1, -1])),
     "left-handed": volume_of(np.array([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]])),
     "oblique": OBLIQUE,
-    "oblique left-handed": volume_of(rotation((3, -1, 2), 2.0) @ np.diag([1.0, 1, -1])),
+    "oblique left-handed": volume_of(rotation((100, -30, 60)) @ np.diag([1.0, 1, -1])),
     "anisotropic": volume_of(np.eye(3), spacing_ijk=(0.1, 3.0, 12.0)),
 }
 ALL_GEOMETRIES = pytest.mark.parametrize("volume", GEOMETRIES.values(), ids=GEOMETRIES.keys())
@@ -247,21 +240,6 @@ class Slicer:
         value = self.vtk.reference("")
         return str(value) if segment.GetTag(name, value) else None
 
-    def mask_and_ijk_to_lps(self, node, number, shape_kji=SHAPE):
-        """The voxels of a segment on the whole grid, and the matrix of that grid."""
-        image = self.slicer.vtkOrientedImageData()
-        assert node.GetBinaryLabelmapRepresentation(node.GetSegmentation().GetNthSegmentID(number), image)
-        matrix = self.vtk.vtkMatrix4x4()
-        image.GetImageToWorldMatrix(matrix)
-        ijk_to_ras = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
-        mask = np.zeros(shape_kji, bool)
-        i0, i1, j0, j1, k0, k1 = image.GetExtent()
-        scalars = image.GetPointData().GetScalars()
-        if scalars is not None and i1 >= i0:
-            voxels = np.array(scalars, copy=True).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-            mask[k0 : k1 + 1, j0 : j1 + 1, i0 : i1 + 1] = voxels > 0
-        return mask, np.diag([-1, -1, 1, 1]) @ ijk_to_ras
-
     def node_of(self, masks, volume):
         """A segmentation node as Slicer makes it of separate label maps."""
         node = self._add(self.slicer.vtkMRMLSegmentationNode())
@@ -293,7 +271,7 @@ def test_slicer_reads_the_same_voxels_in_the_same_place(tmp_path, slicer, volume
     node = slicer.load(tmp_path / "a.seg.nrrd")
     assert [segment.GetName() for segment in slicer.segments(node)] == [named.name for named in masks]
     for number, named in enumerate(masks):
-        mask, ijk_to_lps = slicer.mask_and_ijk_to_lps(node, number)
+        mask, ijk_to_lps = segment_voxels(node, number, SHAPE)
         np.testing.assert_array_equal(mask, named.mask)
         np.testing.assert_allclose(ijk_to_lps, volume.ijk_to_lps, atol=1e-6)
 

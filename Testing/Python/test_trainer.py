@@ -245,10 +245,10 @@ def test_norms_and_biases_do_not_decay(new_trainer):
     assert all(p.ndim <= 1 for p in plain["params"])
 
 
-# ---- both stages
+# ---- all stages
 
 
-def test_the_second_stage_starts_from_the_average_of_the_first_and_both_are_recorded(tmp_path, monkeypatch, quick):
+def test_each_stage_starts_from_the_average_of_the_one_before_and_all_are_recorded(tmp_path, monkeypatch, quick):
     starts = []
 
     class Watched(StageTrainer):
@@ -264,12 +264,18 @@ def test_the_second_stage_starts_from_the_average_of_the_first_and_both_are_reco
     monkeypatch.setattr(trainer_module, "build_sam2", lambda *_: build_sam2("tiny", TINY_SIZE))
     monkeypatch.setattr(trainer_module, "slices_recipe", lambda steps: tiny_recipe("slices", steps))
     monkeypatch.setattr(trainer_module, "clips_recipe", lambda steps: tiny_recipe("clips", steps))
+    monkeypatch.setattr(trainer_module, "refine_recipe", lambda steps: tiny_recipe("refine", steps))
     out = tmp_path / "run"
-    train_mini(out, None, 2, 1)
+    train_mini(out, None, 2, 1, 1)
     assert same(starts[1], load_file(out / "slices.safetensors"))
-    assert (out / "clips.safetensors").is_file()
+    assert same(starts[2], load_file(out / "clips.safetensors"))
+    assert (out / "refine.safetensors").is_file()
     record = json.loads((out / "training.json").read_text())
-    assert [(stage["name"], stage["steps"]) for stage in record["stages"]] == [("slices", 2), ("clips", 1)]
+    assert [(stage["name"], stage["steps"]) for stage in record["stages"]] == [
+        ("slices", 2),
+        ("clips", 1),
+        ("refine", 1),
+    ]
     assert str(tmp_path) not in (out / "training.json").read_text()
 
 
