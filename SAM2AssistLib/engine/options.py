@@ -32,7 +32,7 @@ class EngineOptions:
 
     focus: bool = True
     stop_rules: bool = True
-    fading: float = 2.0
+    fading: float = 0.4
     both_directions: bool = True
     meet_between: bool = True
     only_changed: bool = True
