@@ -22,8 +22,6 @@ class EngineOptions:
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.
-    middle_removes : a negative click in the very middle of a mask takes all of it away, one nearer its edge corrects
-        it. Networks tend to answer the former with a hole.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
     cache_bytes : of slice features on the engine's device, for each axis in use.
     encode_batch : slices encoded at once.
@@ -39,7 +37,6 @@ class EngineOptions:
     drawn_prompts: bool | None = None
     carried_logits: bool | None = None
     stretch: bool = False
-    middle_removes: bool = True
     prompts_decide: bool = True
     cache_bytes: int = 2 << 30
     encode_batch: int = 4
@@ -58,6 +55,5 @@ class EngineOptions:
             drawn_prompts=False,
             carried_logits=False,
             stretch=True,
-            middle_removes=False,
             prompts_decide=False,
         )

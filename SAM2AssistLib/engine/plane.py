@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
@@ -28,10 +27,6 @@ CLOSER_FROM = 0.75
 """A view must be smaller than this share of the present one to be worth another look."""
 
 
-MIDDLE = 0.7
-"""From this share of the greatest depth on, a negative click is in the middle of a mask: none of it is wanted."""
-
-
 class Plane:
     """The slices of a volume along one axis.
 
@@ -46,7 +41,6 @@ class Plane:
         self, model: SAM2Base, volume: CTVolume, axis: int, window: Window, channels: Channels, options: EngineOptions
     ) -> None:
         rows, columns = (n for a, n in enumerate(volume.shape_kji) if a != axis)
-        self._options = options
         self.axis, self.slices, self.shape = axis, volume.shape_kji[axis], (rows, columns)
         self.spacing_mm, self.distance_mm = volume.slice_spacing(axis), volume.spacing_ijk[2 - axis]
         self.focus = Focus(self.shape, self.spacing_mm) if options.focus else None
@@ -75,30 +69,7 @@ class Plane:
         last = prompts[-1]
         if last.mask is not None:
             return self._from_mask(index, last.mask)
-        if before is not None and self._options.middle_removes and self._in_the_middle(last, before):
-            return self._without_part(index, last, before)
         return self._from_points(findings, index, prompts, before)
-
-    def _in_the_middle(self, prompt: PlacedPrompt, state: SliceState) -> bool:
-        """Tell whether a negative click lies in the very middle of the mask that it is about."""
-        if prompt.is_box or prompt.labels[0] != 0:
-            return False
-        part = self._part_at(prompt, self.tracker.mask_of(state))
-        if part is None:
-            return False
-        depth = ndimage.distance_transform_edt(np.pad(part, 1), sampling=self.spacing_mm)[1:-1, 1:-1]
-        return bool(depth[_pixel(prompt)] >= MIDDLE * depth.max())
-
-    def _part_at(self, prompt: PlacedPrompt, mask: np.ndarray) -> np.ndarray | None:
-        """Return the connected part of a mask that a click lies in, or None."""
-        parts, _ = ndimage.label(mask)
-        number = parts[_pixel(prompt)]
-        return parts == number if number else None
-
-    def _without_part(self, index: int, prompt: PlacedPrompt, state: SliceState) -> SliceState:
-        mask = self.tracker.mask_of(state)
-        part = self._part_at(prompt, mask)
-        return self._from_mask(index, mask if part is None else mask & ~part)
 
     def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask (rows, columns) bool: the user's own if that came last, else the network's."""
@@ -209,9 +180,3 @@ def _inside(points: np.ndarray, view: View) -> bool:
         and high[0] < view.row + view.rows
         and high[1] < view.column + view.columns
     )
-
-
-def _pixel(prompt: PlacedPrompt) -> tuple[int, int]:
-    """Give the pixel (row, column) of a click."""
-    row, column = np.floor(prompt.points[0] + 0.5).astype(int)
-    return int(row), int(column)

@@ -22,6 +22,8 @@ STAGES = ("slices", "clips", "refine")
 LIMITS = (
     "Trained on few real CTs; made to be corrected by a user, not to be believed. For research; not a medical device.",
     "Most abdominal structures it has seen are procedural phantoms and one CT with automatic labels.",
+    "The trainer changed between the stages of this edition (clip sampling, loss of absent objects, share of taught "
+    "slices), so the command makes similar weights, not the same.",
     "Axial slices are what it has seen most; slices thicker than 6 mm apart were never shown.",
 )
 

@@ -203,8 +203,6 @@ class StageTrainer:
 
 def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int, refine_steps: int) -> None:
     """Train the three stages; each starts from the averaged weights of the one before."""
-    # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
     stages = []
@@ -231,6 +229,8 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=1500)
     parser.add_argument("--refine-steps", type=int, default=500)
     arguments = parser.parse_args()
+    # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
+    torch.set_flush_denormal(True)
     train_mini(arguments.out, arguments.real, arguments.slice_steps, arguments.clip_steps, arguments.refine_steps)
 
 

@@ -13,6 +13,7 @@ from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.checkpoint import load_verified
 from SAM2AssistLib.engine.loading import default_window, engine_for
+from SAM2AssistLib.engine.memory import Recall, recall
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.training.phantoms import make_phantom
 from SAM2AssistLib.volume import CTVolume
@@ -243,3 +244,38 @@ def test_two_segments_in_one_batch_are_what_each_is_alone(a_phantom, weights):
             alone.append(session.mask(segment))
     for ours, theirs in zip(together, alone, strict=True):
         assert min(ious(ours, theirs)) >= 0.99
+
+
+def with_fault(fault: str):
+    """Give the recall of memories with a fault that a careless change could bring."""
+
+    def faulty(*args, **kwargs):
+        found = recall(*args, **kwargs)
+        if fault == "the nearest memory is dropped":
+            kept = found.memories[:-1] if len(found.memories) > 1 else found.memories
+            return Recall(kept, found.pointers)
+        if fault == "the order is reversed":
+            times = [t for t, *_ in found.memories]
+            states = [rest for _, *rest in reversed(found.memories)]
+            return Recall(tuple((t, *rest) for t, rest in zip(times, states, strict=True)), found.pointers)
+        return Recall(found.memories, ())
+
+    return faulty
+
+
+@pytest.mark.parametrize(
+    "fault", ["the nearest memory is dropped", "the order is reversed", "the object pointers are lost"]
+)
+def test_a_fault_in_the_memories_shows_as_a_difference_from_upstream(a_phantom, weights, upstream, monkeypatch, fault):
+    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    k = middle_of(truth)
+    state = upstream_state(upstream, volume)
+    upstream.add_new_points_or_box(state, k, 1, box=box_of(truth[k]))
+    theirs = upstream_masks(upstream, state, SLICES)
+    monkeypatch.setattr("SAM2AssistLib.engine.tracker.recall", with_fault(fault))
+    with our_session(weights, volume) as session:
+        segment = session.add_segment("organ")
+        place_box(session, segment, volume, box_of(truth[k]), k)
+        run(session)
+        ours = session.mask(segment)
+    assert min(ious(ours, theirs)) < 0.99
