@@ -199,6 +199,10 @@ def test_cancelling_any_other_command_exits_the_same_way(
 # ------------------------------------------------------------------------------------------------ with a real SIGINT
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A command in a process of its own, whose stderr is read line by line."""
 
@@ -209,6 +213,8 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             env=quiet_environment(),
+            # A test run started in the background of a shell hands on an ignored SIGINT; a user's terminal does not.
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509 - the child runs nothing else before exec
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
