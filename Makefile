@@ -2,10 +2,12 @@
 #
 #   make demo            segments a CT phantom and shows how well that went       (make demo CT=my_ct.nii.gz OUT=folder)
 #   make test            linters, type checker and tests
+#   make test-dicom      the tests with a PACS and the DICOM programs of others  (apt: orthanc orthanc-dicomweb dicom3tools)
 #   make setup           only the environment for `sam2assist`, in .venv
 #   make clean           deletes caches and the demo's results;   make distclean  also .venv
 #
 # Nothing outside this folder is changed. Wanted from apt: python3 (3.10 or newer), python3-venv.
+# The tests of the Slicer module's window want libegl1, libgl1 and libgl1-mesa-dri too, and are skipped without.
 #
 # The order below matters (see pyproject.toml): torch in the build that fits the machine, then sam2, which builds against it,
 # then this package. Each step leaves a stamp in .venv, so a second run starts at once.
@@ -32,10 +34,10 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check
 SAY = @printf '\n== %s\n'
 
-.PHONY: help setup setup-dev demo test lint types pytest slicer-files clean distclean
+.PHONY: help setup setup-dev demo test test-dicom lint types pytest slicer-files clean distclean
 
 help:
-	@sed -n '3,6s/^#   //p' Makefile
+	@sed -n '3,7s/^#   //p' Makefile
 
 setup: $(VENV)/.stamp-package
 setup-dev: $(VENV)/.stamp-dev
@@ -56,7 +58,16 @@ types: setup-dev
 
 pytest: setup-dev
 	$(SAY) 'Tests (pytest)'
-	@$(RUN) pytest $(PYTEST_ARGS)
+	@QT_QPA_PLATFORM=offscreen $(RUN) pytest $(PYTEST_ARGS)
+
+# Those that need a program say so where it is absent, and are skipped.
+test-dicom: setup-dev
+	$(SAY) 'Tests of DICOM: files, dcmqi, dciodvfy and a PACS on the loopback interface'
+	@for program in Orthanc dciodvfy; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || \
+	    printf '%s is not installed, so its tests are skipped; get it with: sudo apt-get install orthanc orthanc-dicomweb dicom3tools\n' $$program; \
+	done
+	@$(RUN) pytest $(PYTEST_ARGS) Testing/Python/test_dicom_*.py
 
 # The lists of files from which Slicer's build installs SAM2AssistLib; a test fails when they are out of date.
 slicer-files: setup-dev
@@ -111,7 +122,7 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-sam2 pyproject.toml
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	$(SAY) 'What the tests need'
-	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e '.[dev,dicom,train]'
+	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e '.[dev,dicom,evaluate,train]'
 	@touch $@
 
 clean:

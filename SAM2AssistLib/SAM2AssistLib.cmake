@@ -2,57 +2,150 @@
 set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/__init__.py
   SAM2AssistLib/__main__.py
+  SAM2AssistLib/benchmark/__init__.py
+  SAM2AssistLib/benchmark/footprint.py
+  SAM2AssistLib/benchmark/machine.py
+  SAM2AssistLib/benchmark/report.py
+  SAM2AssistLib/benchmark/scene.py
+  SAM2AssistLib/benchmark/subject.py
+  SAM2AssistLib/benchmark/timing.py
+  SAM2AssistLib/benchmark/upstream.py
   SAM2AssistLib/cli/__init__.py
   SAM2AssistLib/cli/app.py
+  SAM2AssistLib/cli/auto.py
+  SAM2AssistLib/cli/bench.py
   SAM2AssistLib/cli/console.py
   SAM2AssistLib/cli/demo.py
+  SAM2AssistLib/cli/evaluate.py
+  SAM2AssistLib/cli/export.py
+  SAM2AssistLib/cli/finetune.py
   SAM2AssistLib/cli/models.py
+  SAM2AssistLib/cli/pairs.py
   SAM2AssistLib/cli/results.py
   SAM2AssistLib/cli/segment.py
+  SAM2AssistLib/cli/support.py
+  SAM2AssistLib/cli/transfer.py
   SAM2AssistLib/engine/__init__.py
   SAM2AssistLib/engine/adapter.py
   SAM2AssistLib/engine/appearance.py
   SAM2AssistLib/engine/architecture.py
+  SAM2AssistLib/engine/blending.py
   SAM2AssistLib/engine/catalogue.py
   SAM2AssistLib/engine/checkpoint.py
+  SAM2AssistLib/engine/competition.py
   SAM2AssistLib/engine/device.py
+  SAM2AssistLib/engine/doubt.py
   SAM2AssistLib/engine/encoder.py
   SAM2AssistLib/engine/focus.py
   SAM2AssistLib/engine/heads.py
   SAM2AssistLib/engine/history.py
+  SAM2AssistLib/engine/lean.py
+  SAM2AssistLib/engine/lean_attention.py
+  SAM2AssistLib/engine/lean_decoder.py
+  SAM2AssistLib/engine/lean_image.py
+  SAM2AssistLib/engine/lean_memory.py
   SAM2AssistLib/engine/loading.py
   SAM2AssistLib/engine/memory.py
   SAM2AssistLib/engine/network.py
   SAM2AssistLib/engine/options.py
   SAM2AssistLib/engine/plane.py
   SAM2AssistLib/engine/propagation.py
+  SAM2AssistLib/engine/refiner.py
+  SAM2AssistLib/engine/relief.py
   SAM2AssistLib/engine/segment.py
   SAM2AssistLib/engine/session.py
+  SAM2AssistLib/engine/split_qkv.py
   SAM2AssistLib/engine/stopping.py
   SAM2AssistLib/engine/store.py
   SAM2AssistLib/engine/tracker.py
   SAM2AssistLib/engine/views.py
+  SAM2AssistLib/engine/worker.py
   SAM2AssistLib/errors.py
   SAM2AssistLib/evaluation/__init__.py
+  SAM2AssistLib/evaluation/automatic.py
+  SAM2AssistLib/evaluation/behaviours.py
+  SAM2AssistLib/evaluation/cases.py
+  SAM2AssistLib/evaluation/interactive.py
+  SAM2AssistLib/evaluation/measurements.py
+  SAM2AssistLib/evaluation/methods.py
   SAM2AssistLib/evaluation/metrics.py
+  SAM2AssistLib/evaluation/organ_report.py
+  SAM2AssistLib/evaluation/organs.py
+  SAM2AssistLib/evaluation/peers.py
+  SAM2AssistLib/evaluation/plots.py
+  SAM2AssistLib/evaluation/report.py
+  SAM2AssistLib/evaluation/running.py
   SAM2AssistLib/evaluation/simulated_user.py
+  SAM2AssistLib/evaluation/sources.py
+  SAM2AssistLib/evaluation/store.py
+  SAM2AssistLib/evaluation/summary.py
+  SAM2AssistLib/evaluation/tables.py
+  SAM2AssistLib/evaluation/upstream.py
   SAM2AssistLib/io/__init__.py
+  SAM2AssistLib/io/_dicom_choice.py
   SAM2AssistLib/io/_dicom_headers.py
+  SAM2AssistLib/io/_dicom_pixels.py
+  SAM2AssistLib/io/_dicom_segments.py
+  SAM2AssistLib/io/_dicom_sources.py
+  SAM2AssistLib/io/_dicom_stack.py
+  SAM2AssistLib/io/_dicomdir.py
   SAM2AssistLib/io/_image_checks.py
+  SAM2AssistLib/io/_image_grid.py
   SAM2AssistLib/io/_raw_headers.py
+  SAM2AssistLib/io/algorithm.py
   SAM2AssistLib/io/atomic.py
+  SAM2AssistLib/io/dicom_kinds.py
+  SAM2AssistLib/io/dicom_objects.py
+  SAM2AssistLib/io/dicom_seg.py
+  SAM2AssistLib/io/dicom_seg_reader.py
   SAM2AssistLib/io/dicom_series.py
   SAM2AssistLib/io/itk_image.py
   SAM2AssistLib/io/label_map.py
   SAM2AssistLib/io/named_mask.py
   SAM2AssistLib/io/preview.py
   SAM2AssistLib/io/readers.py
+  SAM2AssistLib/io/rtstruct.py
   SAM2AssistLib/io/seg_nrrd.py
   SAM2AssistLib/io/segmentation.py
   SAM2AssistLib/io/terminology.py
+  SAM2AssistLib/mrml/__init__.py
+  SAM2AssistLib/mrml/assistant.py
+  SAM2AssistLib/mrml/auto.py
+  SAM2AssistLib/mrml/desk.py
+  SAM2AssistLib/mrml/export.py
+  SAM2AssistLib/mrml/first_run.py
+  SAM2AssistLib/mrml/gestures.py
+  SAM2AssistLib/mrml/grow_cut.py
+  SAM2AssistLib/mrml/journal.py
+  SAM2AssistLib/mrml/nodes.py
+  SAM2AssistLib/mrml/observing.py
+  SAM2AssistLib/mrml/painting.py
+  SAM2AssistLib/mrml/panel.py
+  SAM2AssistLib/mrml/preview.py
+  SAM2AssistLib/mrml/prompt_nodes.py
+  SAM2AssistLib/mrml/script.py
+  SAM2AssistLib/mrml/strip.py
+  SAM2AssistLib/mrml/volumes.py
+  SAM2AssistLib/mrml/voxels.py
+  SAM2AssistLib/mrml/workspace.py
   SAM2AssistLib/prompting/__init__.py
+  SAM2AssistLib/prompting/auto.py
+  SAM2AssistLib/prompting/body.py
+  SAM2AssistLib/prompting/class_maps.py
+  SAM2AssistLib/prompting/corrections.py
   SAM2AssistLib/prompting/dense.py
+  SAM2AssistLib/prompting/error_head.py
+  SAM2AssistLib/prompting/guidance.py
+  SAM2AssistLib/prompting/orientation.py
   SAM2AssistLib/prompting/proposals.py
+  SAM2AssistLib/prompting/pseudo_masks.py
+  SAM2AssistLib/prompting/retrieval.py
+  SAM2AssistLib/prompting/self_prompt.py
+  SAM2AssistLib/prompting/support.py
+  SAM2AssistLib/prompting/support_library.py
+  SAM2AssistLib/prompting/templates.py
+  SAM2AssistLib/prompting/voxel_features.py
+  SAM2AssistLib/prompting/voxel_head.py
   SAM2AssistLib/prompts.py
   SAM2AssistLib/training/__init__.py
   SAM2AssistLib/training/_phantom_anatomy.py
@@ -62,20 +155,53 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/training/_phantom_texture.py
   SAM2AssistLib/training/_phantom_tissue.py
   SAM2AssistLib/training/_phantom_vessels.py
+  SAM2AssistLib/training/ablation.py
+  SAM2AssistLib/training/adapter_run.py
+  SAM2AssistLib/training/behaviours.py
+  SAM2AssistLib/training/cbdp.py
   SAM2AssistLib/training/clips.py
+  SAM2AssistLib/training/corrections.py
+  SAM2AssistLib/training/datasets/__init__.py
+  SAM2AssistLib/training/datasets/case.py
+  SAM2AssistLib/training/datasets/layouts.py
+  SAM2AssistLib/training/datasets/split.py
   SAM2AssistLib/training/feed.py
+  SAM2AssistLib/training/finetune.py
+  SAM2AssistLib/training/lora.py
   SAM2AssistLib/training/losses.py
   SAM2AssistLib/training/masses.py
+  SAM2AssistLib/training/memory_clips.py
   SAM2AssistLib/training/phantoms.py
+  SAM2AssistLib/training/phpg.py
+  SAM2AssistLib/training/precision.py
+  SAM2AssistLib/training/recipe.py
+  SAM2AssistLib/training/region_losses.py
+  SAM2AssistLib/training/regions_on_device.py
   SAM2AssistLib/training/rollout.py
+  SAM2AssistLib/training/run_log.py
+  SAM2AssistLib/training/run_state.py
+  SAM2AssistLib/training/seeded.py
+  SAM2AssistLib/training/self_prompt_calibration.py
+  SAM2AssistLib/training/self_prompt_scans.py
+  SAM2AssistLib/training/self_prompt_training.py
   SAM2AssistLib/training/ship.py
+  SAM2AssistLib/training/slices.py
+  SAM2AssistLib/training/synthetic.py
   SAM2AssistLib/training/trainer.py
+  SAM2AssistLib/training/unit.py
   SAM2AssistLib/training/user.py
   SAM2AssistLib/training/volumes.py
+  SAM2AssistLib/transfer/__init__.py
+  SAM2AssistLib/transfer/archive.py
+  SAM2AssistLib/transfer/credentials.py
+  SAM2AssistLib/transfer/dicomweb.py
+  SAM2AssistLib/transfer/dimse.py
+  SAM2AssistLib/transfer/moving.py
   SAM2AssistLib/volume.py
   )
 set(SAM2AssistLib_PYTHON_RESOURCES
   SAM2AssistLib/engine/weights/mini.card.json
   SAM2AssistLib/engine/weights/mini.safetensors
   SAM2AssistLib/io/terminology.json
+  SAM2AssistLib/training/seeds.json
   )

@@ -23,5 +23,9 @@ class OutputError(SAM2AssistError):
     """A result cannot be written where it was asked for."""
 
 
+class TransferError(SAM2AssistError):
+    """A DICOM server cannot be reached, refuses, or does not keep what was sent."""
+
+
 class Cancelled(SAM2AssistError):  # noqa: N818 - a wish of the user, not an error
     """The user asked for a long operation to end before it was done."""

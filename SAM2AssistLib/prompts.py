@@ -9,13 +9,15 @@ The prompt file is JSON with one coordinate frame for all its positions::
      "segments": [{"name": "liver",
                    "points": [{"position": [x, y, z], "positive": true}],
                    "boxes": [{"min": [x, y, z], "max": [x, y, z]}]}]}
+
+A file that was written beside a result also has "made_with", an object that says by what; reading passes over it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
@@ -42,7 +44,7 @@ _ALIGNED_WITHIN_VOXELS = 0.01
 _RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
 _VIEW_ACROSS = ("sagittal", "coronal", "axial")
 _AXIS_NAMES = {"RAS": "RAS", "LPS": "LPS", "IJK": "ijk"}
-_TOP_KEYS = ("frame", "segments")
+_TOP_KEYS = ("frame", "segments", "made_with")
 _SEGMENT_KEYS = ("name", "points", "boxes")
 _POINT_KEYS = ("position", "positive")
 _BOX_KEYS = ("min", "max")
@@ -206,14 +208,30 @@ def write_prompt_file(
     ValueError
         If there is no such frame.
     """
+    content = prompt_file_content(segments, volume, frame)
+    with atomic_path(path) as part:
+        part.write_text(prompt_file_text(content), encoding="utf-8")
+    return str(content["frame"])
+
+
+def prompt_file_content(
+    segments: Sequence[SegmentPrompts], volume: CTVolume, frame: str = "RAS", made_with: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON object of a prompt file; parameters and exceptions as for `write_prompt_file`.
+
+    `made_with` says by what a result was made of these prompts, in an object that readers pass over.
+    """
     if frame not in FRAMES:
         raise ValueError(f"frame is {frame!r}, not one of {FRAMES}")
     if any(segment.boxes for segment in segments) and not _is_aligned(volume):
         frame = "IJK"
     content = {"frame": frame, "segments": [_segment_as_json(segment, volume, frame) for segment in segments]}
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return frame
+    return {**content, "made_with": dict(made_with)} if made_with else content
+
+
+def prompt_file_text(content: Mapping[str, Any]) -> str:
+    """Return the text of a prompt file with this content."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- from the file

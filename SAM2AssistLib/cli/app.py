@@ -13,10 +13,18 @@ from typing import Annotated, Any
 import typer
 
 from SAM2AssistLib import __version__
+from SAM2AssistLib.cli.auto import auto
+from SAM2AssistLib.cli.bench import bench
 from SAM2AssistLib.cli.console import say
 from SAM2AssistLib.cli.demo import demo
+from SAM2AssistLib.cli.evaluate import evaluate
+from SAM2AssistLib.cli.export import export
+from SAM2AssistLib.cli.finetune import finetune
 from SAM2AssistLib.cli.models import models_app
+from SAM2AssistLib.cli.pairs import PairedCommand
 from SAM2AssistLib.cli.segment import segment
+from SAM2AssistLib.cli.support import support_app
+from SAM2AssistLib.cli.transfer import pull_command, push_command
 from SAM2AssistLib.errors import Cancelled, SAM2AssistError
 
 EXIT_WRONG_INPUT, EXIT_CANCELLED = 2, 130
@@ -32,8 +40,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(segment)
+app.command(cls=PairedCommand)(auto)
+app.command()(export)
+app.command("pull")(pull_command)
+app.command("push")(push_command)
 app.command()(demo)
+app.command()(bench)
+app.command()(evaluate)
+app.command()(finetune)
 app.add_typer(models_app, name="models")
+app.add_typer(support_app, name="support")
 
 
 def _show_version(wanted: bool) -> None:

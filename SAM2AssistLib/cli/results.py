@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from SAM2AssistLib.engine.store import expected_sha256
+from SAM2AssistLib.io.algorithm import Algorithm, adapter_sha256
 from SAM2AssistLib.io.atomic import ending_of
 from SAM2AssistLib.io.named_mask import NamedMask, bounding_box
 from SAM2AssistLib.io.segmentation import LABEL_MAP_ENDINGS
 
 if TYPE_CHECKING:
+    from SAM2AssistLib.engine.catalogue import ModelSpec
     from SAM2AssistLib.engine.session import Session
     from SAM2AssistLib.volume import CTVolume, Window
 
@@ -43,6 +46,17 @@ class Stopwatch:
 def masks_of(session: Session) -> list[NamedMask]:
     """Return the masks of a session by name."""
     return [NamedMask(s.name, session.mask(s)) for s in session.segments]
+
+
+def algorithm_of(spec: ModelSpec, adapter: Path | None = None, *, is_automatic: bool = False) -> Algorithm:
+    """Describe, for DICOM objects, the program with a model and an adapter; `is_automatic` if nobody prompted."""
+    return Algorithm(
+        is_automatic=is_automatic,
+        model=spec.name,
+        model_sha256=expected_sha256(spec) or "",
+        adapter=adapter.resolve().name if adapter else "",
+        adapter_sha256=adapter_sha256(adapter) if adapter else "",
+    )
 
 
 def report_on(session: Session) -> list[dict[str, Any]]:

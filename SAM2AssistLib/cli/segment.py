@@ -12,6 +12,7 @@ from SAM2AssistLib.cli.console import print_json, propagate_with_progress, say, 
 from SAM2AssistLib.cli.results import (
     AXIS_LETTERS,
     Stopwatch,
+    algorithm_of,
     masks_of,
     notes_on,
     report_on,
@@ -23,9 +24,18 @@ from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.adapter import check_adapter_files
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
-from SAM2AssistLib.io.atomic import check_place
-from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation, written_files
-from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
+from SAM2AssistLib.io.algorithm import Algorithm
+from SAM2AssistLib.io.atomic import atomic_path, check_place, ending_of
+from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.segmentation import (
+    DICOM_ENDING,
+    check_can_refer,
+    check_output_path,
+    prompts_path_of,
+    write_segmentation,
+    written_files,
+)
+from SAM2AssistLib.prompts import SegmentPrompts, prompt_file_content, prompt_file_text, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
 if TYPE_CHECKING:
@@ -35,7 +45,10 @@ if TYPE_CHECKING:
 def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help=".seg.nrrd, or a label map .nii.gz, .nrrd or .mha.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help=".seg.nrrd, .dcm (DICOM-SEG), or a label map .nii.gz, .nrrd or .mha."
+        ),
     ],
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Points and boxes (JSON; see the README).")
@@ -44,7 +57,7 @@ def segment(
     adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="A LoRA adapter.")] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     series: Annotated[
-        str | None, typer.Option("--series", metavar="UID", help="Which series, where a folder holds several.")
+        str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where a folder holds several.")
     ] = None,
     axis: Annotated[
         str, typer.Option("--axis", metavar="k|j|i", help="Axis of the voxel grid along which masks travel.")
@@ -75,6 +88,7 @@ def segment(
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
         requests = read_prompt_file(prompt_file, volume)
+        check_can_refer(output, volume)
     tell(volume.warnings)
     clock.lap("read")
     with working(f"Loading {model}"):
@@ -86,10 +100,11 @@ def segment(
         try:
             _run(session, requests, clock)
         except KeyboardInterrupt:
-            _end_early(session, output, keep_partial=keep_partial)
+            _end_early(session, output, requests, algorithm_of(engine.spec, adapter), keep_partial=keep_partial)
         masks, report = masks_of(session), report_on(session)
+    made_with = algorithm_of(engine.spec, adapter)
     with working(f"Writing {output.name}"):
-        notes = [*write_segmentation(output, masks, volume), *notes_on(masks, volume)]
+        notes = [*_write(output, masks, requests, session, made_with), *notes_on(masks, volume)]
         if preview is not None:
             from SAM2AssistLib.io.preview import write_preview
 
@@ -216,7 +231,32 @@ def _run(session: Session, requests: Sequence[SegmentPrompts], clock: Stopwatch)
     clock.lap("propagate")
 
 
-def _end_early(session: Session, output: Path, *, keep_partial: bool) -> None:
+def _write(
+    output: Path,
+    masks: Sequence[NamedMask],
+    requests: Sequence[SegmentPrompts],
+    session: Session,
+    made_with: Algorithm,
+) -> tuple[str, ...]:
+    """Write the result; a DICOM-SEG with its prompts inside and, as a prompt file, beside it."""
+    if ending_of(output) != DICOM_ENDING:
+        return write_segmentation(output, masks, session.volume)
+    told = {
+        "program": f"{made_with.name} {made_with.version}",
+        **made_with.parameters,
+        "axis": AXIS_LETTERS[session.axis],
+        "window": window_as_json(session.window),
+    }
+    text = prompt_file_text(prompt_file_content(requests, session.volume, made_with=told))
+    notes = write_segmentation(output, masks, session.volume, algorithm=made_with, prompts_json=text)
+    with atomic_path(prompts_path_of(output)) as part:
+        part.write_text(text, encoding="utf-8")
+    return notes
+
+
+def _end_early(
+    session: Session, output: Path, requests: Sequence[SegmentPrompts], made_with: Algorithm, *, keep_partial: bool
+) -> None:
     if not keep_partial:
         raise Cancelled(
             f"Cancelled; {output.name} was not written; to keep the slices finished by then, use --keep-partial."
@@ -225,5 +265,5 @@ def _end_early(session: Session, output: Path, *, keep_partial: bool) -> None:
         if not any(session.confidence(handle) for handle in session.segments):
             raise Cancelled(f"Cancelled before any slice was finished; {output.name} was not written.")
         say(f"Writing the slices finished so far to {output}.")
-        tell(write_segmentation(output, masks_of(session), session.volume))
+        tell(_write(output, masks_of(session), requests, session, made_with))
     raise Cancelled(f"Cancelled; the slices finished so far are in {output}.")

@@ -1,7 +1,8 @@
-"""Attaching a LoRA adapter: peft's own files, merged into the network for inference."""
+"""Attaching LoRA adapters: peft's own files, merged into the network for inference, and switched between."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from SAM2AssistLib.engine.catalogue import ModelSpec
 
+NEIGHBOURS = "slices"
+"""Value of ``context`` in the card of an adapter whose channels are a slice and its neighbours."""
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "card.json"
 
 
@@ -48,11 +51,16 @@ def attach_adapter(model: SAM2Base, folder: Path, spec: ModelSpec) -> SAM2Base:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    # torch comes with it, and the command line wants the checks of this file before that.
+    from SAM2AssistLib.engine.split_qkv import SPLIT_KEY, fuse_qkv, split_qkv
+
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
+    if any(SPLIT_KEY in name for name in weights):
+        split_qkv(model)
     try:
         adapted = peft.PeftModel(model, config)
     except (ValueError, TypeError) as error:
@@ -67,7 +75,85 @@ def attach_adapter(model: SAM2Base, folder: Path, spec: ModelSpec) -> SAM2Base:
     if broken is not None:
         raise ModelError(f"The adapter in {folder} is damaged: {broken} is not finite everywhere; make it again.")
     peft.set_peft_model_state_dict(adapted, weights)
-    return adapted.merge_and_unload()
+    merged = adapted.merge_and_unload()
+    fuse_qkv(merged)
+    return merged
+
+
+class AdapterSwitch:
+    """Adapters of one base, switched between in place, without reading the base again.
+
+    Of the base only the tensors that some adapter changes are held twice, so leaving an adapter brings the base back
+    bit by bit, however often one switches.
+
+    Parameters
+    ----------
+    model : the base model, with its weights loaded and no adapter in it.
+    spec : catalogue entry of the base model.
+    """
+
+    def __init__(self, model: SAM2Base, spec: ModelSpec) -> None:
+        self.model, self.spec = model, spec
+        self.active: str | None = None
+        self._base: dict[str, Tensor] = {}
+        self._merged: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that can be switched to, in the order they were added."""
+        return tuple(self._merged)
+
+    def add(self, name: str, folder: Path) -> None:
+        """Read an adapter, without switching to it.
+
+        Raises
+        ------
+        ModelError
+            As `attach_adapter` does; the model and the adapters added before stay as they are.
+        """
+        before = self.active
+        self.use(None)
+        try:
+            # On a copy: an adapter that turns out not to fit must leave no trace in the network that is at work.
+            merged = attach_adapter(copy.deepcopy(self.model), folder, self.spec).state_dict()
+            base = self.model.state_dict()
+            changed = {key: value for key, value in merged.items() if not value.equal(base[key])}
+            self._base |= {key: base[key].clone() for key in changed if key not in self._base}
+            self._merged[name] = changed
+        finally:
+            self.use(before)
+
+    def use(self, name: str | None) -> None:
+        """Switch to an adapter, or to the bare base with None.
+
+        Features, masks and memories made before belong to the network as it was: open a new session.
+
+        Raises
+        ------
+        ModelError
+            If no adapter of that name was added.
+        """
+        if name is not None and name not in self._merged:
+            raise ModelError(f"There is no adapter {name!r} to switch to; add it first.")
+        target = self._base if name is None else self._base | self._merged[name]
+        own = self.model.state_dict()
+        for key, value in target.items():
+            own[key].copy_(value)
+        self.active = name
+
+
+def reads_neighbours(folder: Path) -> bool:
+    """Tell whether an adapter was trained with the neighbouring slices as channels; its card says so.
+
+    Raises
+    ------
+    ModelError
+        If the card cannot be read.
+    """
+    try:
+        return json.loads((folder / CARD_FILE).read_text(encoding="utf-8")).get("context") == NEIGHBOURS
+    except (ValueError, AttributeError, OSError) as error:
+        raise _unreadable(folder, error) from error
 
 
 def check_adapter_files(folder: Path) -> None:

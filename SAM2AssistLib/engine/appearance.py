@@ -24,15 +24,26 @@ class Channels:
     ----------
     shifts : by which share of its width each channel's window is moved up.
     stretches : by which factor each channel's window is wider.
+    offsets : from which slice each channel comes, counted from the one that is shown; beyond the volume's ends the
+        last slice repeats.
     """
 
     shifts: tuple[float, float, float]
     stretches: tuple[float, float, float]
+    offsets: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """Whether the channels are different slices (2.5D)."""
+        return any(self.offsets)
 
 
 ONE_WINDOW = Channels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 THREE_WINDOWS = Channels((0.0, 0.05, 0.0), (1.0, 0.45, 5.0))
 """For the abdominal window (40, 400): (40, 400), (60, 180) and (40, 2000) HU."""
+
+THREE_SLICES = Channels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (-1, 0, 1))
+"""One window on a slice and its two neighbours, for adapters that were trained so."""
 
 
 def to_channels(hu: Tensor, level: float, width: float, channels: Channels) -> Tensor:
@@ -40,9 +51,9 @@ def to_channels(hu: Tensor, level: float, width: float, channels: Channels) -> T
 
     Parameters
     ----------
-    hu : (..., H, W) intensities in HU, any real type.
+    hu : (..., H, W) intensities in HU, any real type; (..., 3, H, W) where the channels are different slices.
     level, width : the window in HU.
-    channels : `ONE_WINDOW` or `THREE_WINDOWS`.
+    channels : `ONE_WINDOW`, `THREE_WINDOWS` or `THREE_SLICES`.
 
     Returns
     -------
@@ -53,5 +64,6 @@ def to_channels(hu: Tensor, level: float, width: float, channels: Channels) -> T
     stretch = torch.tensor(channels.stretches, device=hu.device).view(shape)
     mean = torch.tensor(IMAGENET_MEAN, device=hu.device).view(shape)
     std = torch.tensor(IMAGENET_STD, device=hu.device).view(shape)
-    unit = (hu.float().unsqueeze(-3) - (level + shift * width)) / (stretch * width) + 0.5
+    values = hu.float() if channels.needs_neighbours else hu.float().unsqueeze(-3)
+    unit = (values - (level + shift * width)) / (stretch * width) + 0.5
     return (unit.clamp(0.0, 1.0) - mean) / std

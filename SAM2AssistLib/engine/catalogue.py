@@ -60,6 +60,8 @@ class ModelSpec:
         Whether clicks and boxes are also drawn into SAM2's low-resolution mask prompt, as in the model's training.
     carries_logits
         Whether, in a propagation, the mask logits of one slice are the mask prompt of the next, beside the memory.
+    bfloat16
+        Whether the model was made to be run in bfloat16, as the published ones are by their authors.
     three_windows
         Whether the three input channels are three HU windows (see `SAM2AssistLib.engine.appearance`) instead of one
         thrice.
@@ -81,6 +83,7 @@ class ModelSpec:
     embedded: bool = False
     dense_prompts: bool = False
     carries_logits: bool = False
+    bfloat16: bool = True
     three_windows: bool = False
     note: str = ""
 
@@ -117,6 +120,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
         embedded=True,
         dense_prompts=True,
         carries_logits=True,
+        bfloat16=False,
         three_windows=True,
         note="Comes with the package and runs on a CPU; trained from scratch on CT phantoms and a few public CTs.",
     ),

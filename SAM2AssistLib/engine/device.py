@@ -44,6 +44,15 @@ def inference_precision(device: torch.device) -> AbstractContextManager[object]:
     """Compute in bfloat16 on a CUDA device that has it in hardware, in float32 anywhere else."""
     import torch
 
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and computes_in_bfloat16(device):
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 matrices in hardware: recent CUDA devices, and CPUs with AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from SAM2AssistLib.engine.appearance import Channels, to_channels
-from SAM2AssistLib.engine.device import inference_precision
+from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
+from SAM2AssistLib.engine.lean import lean_image_encoder
+from SAM2AssistLib.engine.refiner import EDGE_CHANNELS, EdgeRefiner
 from SAM2AssistLib.engine.views import View, cut
 from SAM2AssistLib.volume import CTVolume, Window
 
@@ -28,16 +31,25 @@ class SliceFeatures:
     Attributes
     ----------
     fine, middle, plain : (C/8, S/4, S/4), (C/4, S/8, S/8) and (C, S/16, S/16).
+    edges : (E, S/4, S/4) for the refiner, or None without one.
     """
 
     fine: Tensor
     middle: Tensor
     plain: Tensor
+    edges: Tensor | None = None
+
+    def on(self, device: torch.device | str) -> SliceFeatures:
+        """Return them on a device; itself if they are there."""
+        if self.plain.device == torch.device(device):
+            return self
+        levels = (None if t is None else t.to(device) for t in (self.fine, self.middle, self.plain, self.edges))
+        return SliceFeatures(*levels)  # type: ignore[arg-type]
 
     @property
     def size_bytes(self) -> int:
         """Bytes that it holds."""
-        return sum(t.nbytes for t in (self.fine, self.middle, self.plain))
+        return sum(t.nbytes for t in (self.fine, self.middle, self.plain, self.edges) if t is not None)
 
 
 class SliceEncoder:
@@ -49,8 +61,9 @@ class SliceEncoder:
     volume, axis : slices are taken along the array axis (0 = k, 1 = j, 2 = i).
     window : one for the whole volume.
     channels : how the three channels follow from it.
-    budget_bytes : of the cache; the least recently used slices leave first.
+    budget_bytes, most_slices : of the cache; the least recently used slices leave first.
     batch : slices encoded at once.
+    refiner : looks at every slice too, if there is one.
     """
 
     def __init__(
@@ -63,12 +76,19 @@ class SliceEncoder:
         *,
         budget_bytes: int,
         batch: int,
+        refiner: EdgeRefiner | None = None,
+        most_slices: int = sys.maxsize,
     ) -> None:
         self.model, self.volume, self.axis = model, volume, axis
         self.window, self.channels = window, channels
-        self.budget_bytes, self.batch = budget_bytes, batch
+        self.refiner = refiner
+        self.budget_bytes, self.most_slices, self.batch = budget_bytes, most_slices, batch
+        # Kept in half the size where that is how they are computed; elsewhere as they are.
+        half = model.device.type == "cuda" and computes_in_bfloat16(model.device)
+        self.dtype = torch.bfloat16 if half else torch.float32
         self.bytes_held = 0
         self.encoded = 0
+        self.on_host = False
         self._cache: OrderedDict[tuple[int, View], SliceFeatures] = OrderedDict()
         self._positions: Tensor | None = None
         # Beyond the slice there is air in a CT; in other images, their darkest value.
@@ -97,8 +117,33 @@ class SliceEncoder:
         for start in range(0, len(missing), self.batch):
             held |= self._encode(missing[start : start + self.batch])
         for key in wanted:
-            self._keep(key, held[key])
-        return [held[key] for key in keys]
+            self._keep(key, held[key].on("cpu") if self.on_host else held[key])
+        device = self.model.device if self.on_host else None
+        return [held[key] if device is None else held[key].on(device) for key in keys]
+
+    def keep_on_host(self) -> None:
+        """Keep features in host memory from now on, and bring them to the device when they are needed."""
+        self.on_host = True
+        self._cache = OrderedDict((key, features.on("cpu")) for key, features in self._cache.items())
+
+    def forget(self) -> None:
+        """Drop all features; the device may be another one from now on."""
+        self._cache.clear()
+        self.bytes_held, self.on_host, self._positions = 0, False, None
+
+    def outward(self, first: int) -> list[int]:
+        """List as many slices as fit into the budget, from one outward."""
+        count = self.volume.array.shape[self.axis]
+        return sorted(range(count), key=lambda index: (abs(index - first), index))[: self.room]
+
+    @property
+    def room(self) -> int:
+        """How many slices fit into the budget."""
+        model = self.model
+        values = 4 * model.hidden_dim * (model.image_size // model.backbone_stride) ** 2  # plain, middle and twice fine
+        if self.refiner is not None:
+            values += EDGE_CHANNELS * (model.image_size // 4) ** 2
+        return max(self.batch, min(self.most_slices, self.budget_bytes // (values * self.dtype.itemsize)))
 
     def holds(self, index: int, view: View) -> bool:
         """Tell whether a slice need not be encoded again."""
@@ -106,20 +151,40 @@ class SliceEncoder:
 
     @torch.inference_mode()
     def _encode(self, keys: list[tuple[int, View]]) -> dict[tuple[int, View], SliceFeatures]:
-        size, device = self.model.image_size, self.model.device
-        hu = torch.stack([cut(self.volume.slice_hu(self.axis, k), view, size, self._fill) for k, view in keys])
+        device = self.model.device
+        hu = torch.stack([self._shown(k, view) for k, view in keys])
         images = to_channels(hu.to(device), self.window.level, self.window.width, self.channels)
         with inference_precision(device):
-            fine, middle, plain = self.model.forward_image(images)["backbone_fpn"]
+            lean = lean_image_encoder(self.model)
+            levels = self.model.forward_image(images)["backbone_fpn"] if lean is None else lean(images)
+            if self.refiner is not None:
+                levels = [*levels, self.refiner.edges(images)]
         self.encoded += len(keys)
         # Rows are cloned, or one held slice would keep its whole batch in memory.
-        return {key: SliceFeatures(fine[n].clone(), middle[n].clone(), plain[n].clone()) for n, key in enumerate(keys)}
+        return {
+            key: SliceFeatures(*(level[n].to(self.dtype, copy=True) for level in levels)) for n, key in enumerate(keys)
+        }
+
+    def _shown(self, index: int, view: View) -> Tensor:
+        """Show a slice through a view in HU, (S, S), or (3, S, S) where its neighbours are channels."""
+        last = self.volume.array.shape[self.axis] - 1
+        offsets = self.channels.offsets if self.channels.needs_neighbours else (0,)
+        slices = [
+            cut(
+                self.volume.slice_hu(self.axis, min(max(index + offset, 0), last)),
+                view,
+                self.model.image_size,
+                self._fill,
+            )
+            for offset in offsets
+        ]
+        return torch.stack(slices) if self.channels.needs_neighbours else slices[0]
 
     def _keep(self, key: tuple[int, View], features: SliceFeatures) -> None:
         if key not in self._cache:
             self.bytes_held += features.size_bytes
             self._cache[key] = features
         self._cache.move_to_end(key)
-        while self.bytes_held > self.budget_bytes and len(self._cache) > 1:
+        while len(self._cache) > 1 and (self.bytes_held > self.budget_bytes or len(self._cache) > self.most_slices):
             _, oldest = self._cache.popitem(last=False)
             self.bytes_held -= oldest.size_bytes

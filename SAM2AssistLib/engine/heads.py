@@ -91,10 +91,11 @@ def decode(
         rows, best = torch.arange(batch, device=device), ious.argmax(dim=-1)
         masks, ious = masks[rows, best].unsqueeze(1), ious[rows, best].unsqueeze(1)
         token = tokens[rows, best] if tokens.shape[1] > 1 else token
-    return Decoded(masks, ious[:, 0].float(), object_score.float(), _pointer(model, token, object_score))
+    return Decoded(masks, ious[:, 0].float(), object_score.float(), pointer_of(model, token, object_score))
 
 
-def _pointer(model: SAM2Base, token: Tensor, object_score: Tensor) -> Tensor:
+def pointer_of(model: SAM2Base, token: Tensor, object_score: Tensor) -> Tensor:
+    """Make object pointers (B, C) of mask tokens (B, C), or of an absence where the object score (B, 1) says so."""
     present = (object_score > 0).to(token.dtype)
     return present * model.obj_ptr_proj(token) + (1 - present) * model.no_obj_ptr
 

@@ -123,6 +123,17 @@ class Recorder:
 
 
 @dataclass
+class Attempt:
+    """Something that is tried out; see `Session.attempt`."""
+
+    kept: bool = False
+
+    def keep(self) -> None:
+        """Let it stand."""
+        self.kept = True
+
+
+@dataclass
 class History:
     """The commands of a session.
 
@@ -136,6 +147,21 @@ class History:
     _undone: list[Command] = field(default_factory=list)
     _step: int = 0
     _title: str | None = None
+
+    @property
+    def newest(self) -> int:
+        """Number of the last step that is done, 0 for none; numbers only grow, so it marks a place to come back to."""
+        return self._done[-1].step if self._done else 0
+
+    @property
+    def next_redo(self) -> int | None:
+        """Number of the step that `redo` would bring back; None if there is none."""
+        return self._undone[-1].step if self._undone else None
+
+    def changed_since(self, mark: int) -> set[tuple[int, int, int]]:
+        """List the slices (segment id, axis, index) whose mask the steps after a mark (see `newest`) have changed."""
+        recent = (command for command in self._done if command.step > mark)
+        return {(command.segment, delta.axis, delta.index) for command in recent for delta in command.deltas}
 
     def add(self, command: Command) -> None:
         """Note a command that has just been carried out; what was undone before can no longer be redone."""
@@ -163,6 +189,16 @@ class History:
             raise
         finally:
             self._title = None
+
+    def join(self, mark: int, title: str) -> None:
+        """Make one step of all the steps after a mark (see `newest`)."""
+        self._done = [c if c.step <= mark else replace(c, step=mark + 1, title=title) for c in self._done]
+
+    def take_back(self, mark: int, records: dict[int, SegmentRecord]) -> None:
+        """Undo all steps after a mark (see `newest`) and forget them, as if they had never been tried."""
+        while self.newest > mark:
+            self._back(records, self._done[-1].step)
+        self._undone.clear()
 
     def undo(self, records: dict[int, SegmentRecord]) -> str | None:
         """Take the last step back; returns its title, or None if there is none."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_WINDOWS, Channels
+from SAM2AssistLib.engine.adapter import reads_neighbours
+from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_SLICES, THREE_WINDOWS, Channels
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
 from SAM2AssistLib.engine.checkpoint import check_fits, load_verified
 from SAM2AssistLib.engine.device import choose_device
 from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.refiner import PREFIX, EdgeRefiner, refiner_from
 from SAM2AssistLib.engine.session import Session
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window, automatic_window
 
@@ -31,15 +33,21 @@ class Engine:
     model : the network, in evaluation mode on its device.
     spec : its catalogue entry.
     options : for all sessions.
+    adapter : folder of the adapter that is merged into the network, or None.
+    refiner : of the model's masks, on its device, or None.
     """
 
     model: SAM2Base
     spec: ModelSpec
     options: EngineOptions
+    adapter: Path | None = None
+    refiner: EdgeRefiner | None = None
 
     @property
     def channels(self) -> Channels:
-        """How the model wants its three input channels."""
+        """How the model, with its adapter, wants its three input channels."""
+        if self.adapter is not None and reads_neighbours(self.adapter):
+            return THREE_SLICES
         return THREE_WINDOWS if self.spec.three_windows else ONE_WINDOW
 
     def open(self, volume: CTVolume, *, axis: int = 0, window: Window | None = None) -> Session:
@@ -82,24 +90,49 @@ def load_engine(
     """
     spec = find_model(name)
     target = choose_device(device)
-    model = build_sam2(spec.architecture, spec.image_size, max_cond_frames_in_attn=CONDITIONING_LIMIT)
-    state = load_verified(spec)
-    check_fits(state, model)
-    model.load_state_dict(state)
+    model, refiner = _load(spec)
     if adapter is not None:
         from SAM2AssistLib.engine.adapter import attach_adapter  # noqa: PLC0415 - peft is heavy and rarely needed
 
         model = attach_adapter(model, Path(adapter), spec)
-    return engine_for(model.to(target).eval(), spec, options)
+    engine = engine_for(model.to(target).eval(), spec, options, refiner)
+    return replace(engine, adapter=None if adapter is None else Path(adapter))
 
 
-def engine_for(model: SAM2Base, spec: ModelSpec, options: EngineOptions | None = None) -> Engine:
+def load_base(spec: ModelSpec) -> SAM2Base:
+    """Build a model of the catalogue with its verified weights, on the CPU.
+
+    Raises
+    ------
+    ModelError
+        If the weights are not on this computer, damaged, or do not fit.
+    """
+    return _load(spec)[0]
+
+
+def _load(spec: ModelSpec) -> tuple[SAM2Base, EdgeRefiner | None]:
+    model = build_sam2(spec.architecture, spec.image_size, max_cond_frames_in_attn=CONDITIONING_LIMIT)
+    state = load_verified(spec)
+    refiner = refiner_from(state)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    check_fits(state, model)
+    model.load_state_dict(state)
+    return model, refiner
+
+
+def engine_for(
+    model: SAM2Base, spec: ModelSpec, options: EngineOptions | None = None, refiner: EdgeRefiner | None = None
+) -> Engine:
     """Make an engine of a network that is in memory; what the options leave open follows the catalogue entry."""
     options = options or EngineOptions()
     if options.drawn_prompts is None:
         options = replace(options, drawn_prompts=spec.dense_prompts)
     if options.carried_logits is None:
         options = replace(options, carried_logits=spec.carries_logits)
+    if options.half is None:
+        options = replace(options, half=spec.bfloat16)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Engine(model, spec, options)
+    if refiner is not None:
+        refiner = refiner.to(model.device).requires_grad_(False)
+    return Engine(model, spec, options, refiner=refiner)

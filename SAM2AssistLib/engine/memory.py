@@ -153,24 +153,24 @@ def _condition_alike(
     device, dtype = plain.device, plain.dtype
     if not recalls[0].memories:
         return plain + model.no_mem_embed.reshape(1, -1, 1, 1)
-    stored = [torch.stack([state.memory for *_, state in item.memories]) for item in recalls]  # type: ignore[misc]
+    stored = [torch.stack([state.memory.to(device) for *_, state in item.memories]) for item in recalls]  # type: ignore[union-attr]
     memory = torch.stack(stored).to(device=device, dtype=dtype, non_blocking=True)  # (R, n, M, h, w)
     memory = memory.flatten(3).permute(1, 3, 0, 2).flatten(0, 1)  # (n*hw, R, M)
     times = torch.tensor([[model.num_maskmem - t - 1 for t, *_ in item.memories] for item in recalls], device=device)
     time_code = model.maskmem_tpos_enc[times][:, :, 0, 0]  # (R, n, M)
     place_code = _place_code(model, height, width, plain)  # (hw, M)
     code = (time_code.transpose(0, 1)[:, None] + place_code[None, :, None]).flatten(0, 1)  # (n*hw, R, M)
-    pointer_tokens = 0
+    pointer_count = 0
     if recalls[0].pointers:
-        pointers, pointer_code = _pointer_tokens(model, recalls, slices, plain)
+        pointers, pointer_code = pointer_tokens(model, recalls, slices, plain)
         memory, code = torch.cat([memory, pointers]), torch.cat([code, pointer_code])
-        pointer_tokens = len(pointers)
+        pointer_count = len(pointers)
     out = model.memory_attention(
         curr=plain.flatten(2).permute(2, 0, 1),
         curr_pos=positions.flatten(1).permute(1, 0)[:, None].expand(-1, rows, -1).to(dtype),
         memory=memory,
         memory_pos=code,
-        num_obj_ptr_tokens=pointer_tokens,
+        num_obj_ptr_tokens=pointer_count,
     )
     return out.permute(1, 2, 0).reshape(rows, channels, height, width)
 
@@ -181,11 +181,12 @@ def _place_code(model: SAM2Base, height: int, width: int, like: Tensor) -> Tenso
     return code.flatten(1).transpose(0, 1)
 
 
-def _pointer_tokens(model: SAM2Base, recalls: Sequence[Recall], slices: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def pointer_tokens(model: SAM2Base, recalls: Sequence[Recall], slices: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Split pointers into tokens of the memory's width; both (n * C/M, R, M)."""
     from sam2.modeling.sam2_utils import get_1d_sine_pe  # noqa: PLC0415 - keeps torch's import chain lazy
 
-    pointers = torch.stack([torch.stack([p for _, p in item.pointers]) for item in recalls]).to(like)  # (R, n, C)
+    kept = [torch.stack([pointer.to(like) for _, pointer in item.pointers]) for item in recalls]
+    pointers = torch.stack(kept)  # (R, n, C)
     rows, count, channels = pointers.shape
     parts = channels // model.mem_dim
     farthest = max(1, min(slices, model.max_obj_ptrs_in_encoder) - 1)

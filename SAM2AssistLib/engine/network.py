@@ -7,7 +7,7 @@ one slice seen through one view.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SAM2AssistLib.engine.device import inference_precision
 from SAM2AssistLib.engine.encoder import SliceEncoder, SliceFeatures
 from SAM2AssistLib.engine.heads import ABSENT_LOGIT, Decoded, decode, encode_memory, mask_as_output
+from SAM2AssistLib.engine.lean import lean_tracking
 from SAM2AssistLib.engine.memory import Recall, SliceState, condition
 from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.relief import Relief
 from SAM2AssistLib.engine.views import View, move_logits
+from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.dense import draw_prompts
 
 if TYPE_CHECKING:
@@ -32,6 +34,26 @@ R = TypeVar("R")
 PREVIOUS_LIMIT = 32.0
 """SAM2's predictor clamps earlier logits to this before they become a mask prompt."""
 MOVED_OUTSIDE_LOGIT = -10.0
+OUT_OF_MEMORY = (
+    "There is not enough memory for even one segment; close other programs or use a smaller model."
+)
+CPU_ROW_BATCH = 4
+"""Rows at once on a CPU; more of them leave the caches, which made a propagation of 13 objects a sixth slower."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Progress of encoding ahead: one slice has its features.
+
+    Attributes
+    ----------
+    index : of the slice.
+    done, total : slices that have theirs, and slices that will.
+    """
+
+    index: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -54,13 +76,21 @@ class Row:
 
 
 def _inference(method: Callable[P, R]) -> Callable[P, R]:
-    """Run a method of `Network` without gradients and in the precision that suits its device."""
+    """Run a method of `Network` without gradients and in the precision that suits its device.
+
+    Where memory runs out it runs again with less, as `Relief` has it; nothing of the first attempt is kept.
+    """
 
     @functools.wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         network = cast("Network", args[0])
-        with torch.inference_mode(), inference_precision(network.model.device):
-            return method(*args, **kwargs)
+        while True:
+            try:
+                with torch.inference_mode(), network.relief.precision():
+                    return method(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                if not network.relief.step_down():
+                    raise ModelError(OUT_OF_MEMORY) from None
 
     return run
 
@@ -77,11 +107,41 @@ class Network:
 
     def __init__(self, model: SAM2Base, encoder: SliceEncoder, options: EngineOptions) -> None:
         self.model, self.encoder, self.options = model, encoder, options
+        # A core's cache holds the tokens of a few rows; an accelerator wants many.
+        self.row_batch = min(options.row_batch, CPU_ROW_BATCH) if model.device.type == "cpu" else options.row_batch
+        self._weight = next(model.parameters())
+        self.relief = Relief(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is. Its own property of that name walks over all its modules each time."""
+        return self._weight.device
 
     @property
     def slices(self) -> int:
         """Number of slices along the axis of the session."""
         return self.encoder.volume.array.shape[self.encoder.axis]
+
+    def encode_ahead(self, first: int, view: View) -> Iterator[Encoded]:
+        """Encode slices through a view, from one outward, as long as they fit, a batch at a time.
+
+        It may be left at any time. What a user or a propagation needs meanwhile is encoded at once.
+
+        Parameters
+        ----------
+        first : index of the slice in view.
+        """
+        order, done = self.encoder.outward(first), 0
+        while done < len(order):
+            part = order[done : done + self.encoder.batch]
+            self._encode([(index, view) for index in part if not self.encoder.holds(index, view)])
+            for index in part:
+                done += 1
+                yield Encoded(index, done, len(order))
+
+    @_inference
+    def _encode(self, keys: Sequence[tuple[int, View]]) -> None:
+        self.encoder.features(keys)
 
     @_inference
     def from_points(
@@ -105,7 +165,8 @@ class Network:
         recall : memories, if the slice had been tracked before; None for a first prompt.
         """
         count = len(points)
-        plain, high_res = _stack(self.encoder.features([(index, view)] * count))
+        features = self.encoder.features([(index, view)] * count)
+        plain, high_res = _stack(features)
         device = plain.device
         xy = torch.from_numpy(points).to(device)
         kinds = torch.from_numpy(labels.astype(np.int32)).to(device).expand(count, -1)
@@ -130,6 +191,7 @@ class Network:
             first_prompt=recall is None,
             surely_present=surely_present,
         )
+        decoded = self._refined(decoded, features, None, mask)
         united = decoded if count == 1 else _united(decoded)
         return self._states([view], united, plain[:1], from_prompt=True, reverse=[False])[0]
 
@@ -149,20 +211,30 @@ class Network:
     def track(self, rows: Sequence[Row]) -> list[SliceState]:
         """Decode rows from their memories, without prompts; their memories still to be made."""
         states: list[SliceState] = []
-        for start in range(0, len(rows), self.options.row_batch):
-            states += self._track(rows[start : start + self.options.row_batch])
+        for start in range(0, len(rows), self.row_batch):
+            states += self._track(rows[start : start + self.row_batch])
         return states
 
     def _track(self, rows: Sequence[Row]) -> list[SliceState]:
-        plain, high_res = _stack(self.encoder.features([(row.index, row.view) for row in rows]))
+        found, place = self._features([(row.index, row.view) for row in rows])
+        plain, high_res = _stack(found)
         recalls = [row.recall for row in rows]
-        conditioned = condition(self.model, plain, self.encoder.positions, recalls, self.slices)
         mask = None
         if self.options.carried_logits:
             empty = torch.full((self.model.image_size // 4,) * 2, MOVED_OUTSIDE_LOGIT, device=plain.device)
             carried = [empty if row.carried is None else row.carried.float() for row in rows]
             mask = draw_prompts(self.model.image_size, None, None, torch.stack(carried)[:, None])
-        decoded = decode(self.model, conditioned, high_res, dense=mask)
+        lean = lean_tracking(self.model, self.relief.products)
+        if lean is None:
+            conditioned = condition(self.model, plain[place], self.encoder.positions, recalls, self.slices)
+            decoded = decode(self.model, conditioned, [level[place] for level in high_res], dense=mask)
+        else:
+            tokens = plain.flatten(2).transpose(1, 2)[place]
+            positions = self.encoder.positions.flatten(1).t()
+            tokens = lean.condition(self.model, tokens, positions, recalls, self.slices)
+            fine, middle = high_res
+            decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), place, mask)
+        decoded = self._refined(decoded, found, place, mask)
         return self._states([r.view for r in rows], decoded, None, from_prompt=False, reverse=[r.reverse for r in rows])
 
     @_inference
@@ -171,10 +243,11 @@ class Network:
         done: dict[int, SliceState] = {}
         for prompted in (False, True):
             rows = [n for n, state in enumerate(states) if state.prompted == prompted]
-            for start in range(0, len(rows), self.options.row_batch):
-                part = rows[start : start + self.options.row_batch]
-                plain, _ = _stack(self.encoder.features([(indices[n], states[n].view) for n in part]))
-                memories = self._memories(plain, [states[n] for n in part], from_prompt=prompted)
+            for start in range(0, len(rows), self.row_batch):
+                part = rows[start : start + self.row_batch]
+                found, place = self._features([(indices[n], states[n].view) for n in part])
+                plain = torch.stack([features.plain for features in found])
+                memories = self._memories(plain, place, [states[n] for n in part], from_prompt=prompted)
                 done |= {n: replace(states[n], memory=m) for n, m in zip(part, memories, strict=True)}
         return [done[n] for n in range(len(states))]
 
@@ -192,9 +265,20 @@ class Network:
         """Give the logits of a state in a view; (S/4, S/4) float32."""
         return self._in_view(state, view)
 
+    def _refined(
+        self, decoded: Decoded, features: Sequence[SliceFeatures], place: Tensor | None, dense: Tensor | None
+    ) -> Decoded:
+        """Pull masks to the edges of their slices; ``place`` tells which of the slices each row is on."""
+        refiner = self.encoder.refiner
+        if refiner is None:
+            return decoded
+        edges = torch.stack([f.edges for f in features])  # type: ignore[misc]
+        edges = edges if place is None else edges[place]
+        return replace(decoded, logits=refiner(decoded.logits, dense, edges))
+
     def _in_view(self, state: SliceState, view: View) -> Tensor:
         # Logits that no lane needs any more rest in host memory.
-        logits = state.logits.to(self.model.device).float()
+        logits = state.logits.to(self.device).float()
         return logits if state.view == view else move_logits(logits, state.view, view, MOVED_OUTSIDE_LOGIT)
 
     def _states(
@@ -223,13 +307,27 @@ class Network:
         ]
         if plain is None:
             return states
-        memories = self._memories(plain, states, from_prompt=from_prompt)
+        place = torch.zeros(len(states), dtype=torch.long, device=plain.device)
+        memories = self._memories(plain, place, states, from_prompt=from_prompt)
         return [replace(s, memory=m) for s, m in zip(states, memories, strict=True)]
 
-    def _memories(self, plain: Tensor, states: Sequence[SliceState], *, from_prompt: bool) -> list[Tensor]:
+    def _features(self, keys: Sequence[tuple[int, View]]) -> tuple[list[SliceFeatures], Tensor]:
+        """Return the features of slices through views, each once, and for every key which of them is its own."""
+        once = list(dict.fromkeys(keys))
+        where = {key: n for n, key in enumerate(once)}
+        place = torch.tensor([where[key] for key in keys], device=self.device)
+        return self.encoder.features(once), place
+
+    def _memories(
+        self, plain: Tensor, place: Tensor, states: Sequence[SliceState], *, from_prompt: bool
+    ) -> list[Tensor]:
         logits = torch.stack([s.logits.to(plain.device).float() for s in states])[:, None].clamp_min(ABSENT_LOGIT)
         scores = torch.tensor([[s.object_score] for s in states], device=plain.device)
-        memory = encode_memory(self.model, plain, logits, scores, from_prompt=from_prompt)
+        lean = lean_tracking(self.model, self.relief.products)
+        if lean is None:
+            memory = encode_memory(self.model, plain[place], logits, scores, from_prompt=from_prompt)
+        else:
+            memory = lean.memory_encoder(self.model, plain, place, logits, scores, from_prompt=from_prompt)
         # The dtype of SAM2's own predictor; each row on its own, so that dropping one frees it.
         return [row.to(torch.bfloat16).clone() for row in memory]
 

@@ -20,10 +20,14 @@ class EngineOptions:
         SAM2's own predictor.
     meet_between : between two prompted slices, masks come from both and are fused. Otherwise from the lower one only.
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
+    refines : the model's refiner, if it has one, pulls every mask to the edges of the image.
+    whole_voxels : a box reaches to the far edges of its outermost voxels, not to their centres.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
-    cache_bytes : of slice features on the engine's device, for each axis in use.
+    half : on a CPU with AMX, all is computed in bfloat16. None follows the model's catalogue entry.
+    exact : on a CPU, nothing is computed in bfloat16, not even what hardly changes a mask.
+    cache_bytes, cache_slices : of slice features on the engine's device, for each axis in use; what is reached first.
     encode_batch : slices encoded at once.
     row_batch : objects times directions decoded at once.
     """
@@ -34,11 +38,16 @@ class EngineOptions:
     both_directions: bool = True
     meet_between: bool = True
     only_changed: bool = True
+    refines: bool = True
+    whole_voxels: bool = True
     drawn_prompts: bool | None = None
     carried_logits: bool | None = None
     stretch: bool = False
     prompts_decide: bool = True
+    half: bool | None = None
+    exact: bool = False
     cache_bytes: int = 2 << 30
+    cache_slices: int = 256
     encode_batch: int = 4
     row_batch: int = 32
 
@@ -52,8 +61,11 @@ class EngineOptions:
             both_directions=both_directions,
             meet_between=False,
             only_changed=False,
+            refines=False,
+            whole_voxels=False,
             drawn_prompts=False,
             carried_logits=False,
             stretch=True,
             prompts_decide=False,
+            exact=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,10 @@ from SAM2AssistLib.engine.focus import Focus
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network
 from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
 from SAM2AssistLib.engine.tracker import Tracker
-from SAM2AssistLib.engine.views import View, cut, stretched_slice, whole_slice
+from SAM2AssistLib.engine.views import View, cut, stretched_slice, uncut, whole_slice
 from SAM2AssistLib.volume import CTVolume, Window
 
 if TYPE_CHECKING:
@@ -35,10 +37,18 @@ class Plane:
     model : a SAM2.
     volume, axis, window, channels : what is seen, and how.
     options : of the session.
+    refiner : that goes with the model, if there is one.
     """
 
     def __init__(
-        self, model: SAM2Base, volume: CTVolume, axis: int, window: Window, channels: Channels, options: EngineOptions
+        self,
+        model: SAM2Base,
+        volume: CTVolume,
+        axis: int,
+        window: Window,
+        channels: Channels,
+        options: EngineOptions,
+        refiner: EdgeRefiner | None = None,
     ) -> None:
         rows, columns = (n for a, n in enumerate(volume.shape_kji) if a != axis)
         self.axis, self.slices, self.shape = axis, volume.shape_kji[axis], (rows, columns)
@@ -46,7 +56,15 @@ class Plane:
         self.focus = Focus(self.shape, self.spacing_mm) if options.focus else None
         self.whole = stretched_slice(self.shape) if options.stretch else whole_slice(self.shape, self.spacing_mm)
         self.encoder = SliceEncoder(
-            model, volume, axis, window, channels, budget_bytes=options.cache_bytes, batch=options.encode_batch
+            model,
+            volume,
+            axis,
+            window,
+            channels,
+            budget_bytes=options.cache_bytes,
+            most_slices=options.cache_slices,
+            batch=options.encode_batch,
+            refiner=refiner if options.refines else None,
         )
         self.network = Network(model, self.encoder, options)
         self.tracker = Tracker(self.network, self.focus, self.shape)
@@ -63,6 +81,13 @@ class Plane:
             state = self._decode_next(findings, index, findings.on(index)[:count], state)
         return state
 
+    def preview(self, findings: Findings, placed: PlacedPrompt) -> np.ndarray:
+        """Return the mask (rows, columns) bool that one more prompt would give on its slice; nothing is changed."""
+        index = placed.index
+        bases = findings.bases if index in findings.bases else {**findings.bases, index: findings.states.get(index)}
+        asked = replace(findings, axis=self.axis, prompts=(*findings.prompts, placed), bases=bases)
+        return self.mask_of(asked, index, self.decode_last(asked, index))
+
     def _decode_next(
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], before: SliceState | None
     ) -> SliceState:
@@ -77,6 +102,13 @@ class Plane:
         if prompts and prompts[-1].mask is not None:
             return prompts[-1].mask
         return np.zeros(self.shape, bool) if state is None else self.tracker.mask_of(state)
+
+    def probability_of(self, state: SliceState) -> np.ndarray:
+        """Return how probable a state makes each pixel of its slice; float32 (rows, columns)."""
+        probability = np.zeros(self.shape, np.float32)
+        values, inside = uncut(state.logits, state.view, self.shape)
+        probability[inside] = 1 / (1 + np.exp(-values.clip(-30, 30)))
+        return probability
 
     def _from_mask(self, index: int, mask: np.ndarray) -> SliceState:
         view = self.focus.around_mask(mask) if self.focus is not None and mask.any() else self.whole
@@ -97,6 +129,8 @@ class Plane:
         labels = np.concatenate([p.labels for p in readings[0]])
         everywhere = points.reshape(-1, 2)
         view = self._view_for(everywhere, boxes, previous)
+        if previous is None:
+            previous = next((p.hint for p in prompts if p.hint is not None), None)
         for _ in range(MOST_LOOKS):
             state = self._decode(findings, index, view, points, labels, previous)
             better = self._better_view(view, state, everywhere)

@@ -40,6 +40,7 @@ class PlacedPrompt:
     labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
     mask : (rows, columns) bool for a mask prompt, else None.
     reach : first and last slice of a box in three dimensions, else None.
+    hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
     """
 
     id: int
@@ -48,6 +49,7 @@ class PlacedPrompt:
     labels: np.ndarray
     mask: np.ndarray | None = None
     reach: tuple[int, int] | None = None
+    hint: SliceState | None = None
 
     @property
     def is_box(self) -> bool:

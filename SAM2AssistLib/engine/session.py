@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -21,7 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from SAM2AssistLib.engine.history import Command, History, Recorder
+from SAM2AssistLib.engine.blending import SliceOpinion, blend
+from SAM2AssistLib.engine.competition import settle_conflicts
+from SAM2AssistLib.engine.doubt import DoubtfulSlice, doubtful_slices
+from SAM2AssistLib.engine.history import Attempt, Command, History, Recorder
+from SAM2AssistLib.engine.network import Encoded
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.propagation import Job, Propagation, Step
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
@@ -130,6 +134,38 @@ class Session:
         """
         return {k: state.confidence for k, state in sorted(self._record(segment).findings.states.items())}
 
+    def probability(self, segment: Segment, index: int) -> np.ndarray | None:
+        """Tell how probable the network finds each pixel of a slice to be in the segment.
+
+        Returns
+        -------
+        float32 (rows, columns) in [0, 1]; None where neither a prompt nor a propagation has been.
+        """
+        state = self._record(segment).findings.states.get(index)
+        return None if state is None else self._plane(self.segment_axis(segment)).probability_of(state)
+
+    def doubtful_slices(self) -> list[DoubtfulSlice]:
+        """List, over all segments, where a look is worth most: the slices of which the engine is least sure, first.
+
+        They have no prompt of their own, and each is the worst among its neighbours.
+        """
+        return doubtful_slices(self._records.values())
+
+    def next_doubtful_slice(self, segment: Segment, after: int | None = None) -> int | None:
+        """Tell which slice of a segment to look at next, from the least sure one on.
+
+        Parameters
+        ----------
+        after : the answer of the last call; without it, the worst slice of all.
+
+        Returns
+        -------
+        Index along the segment's axis; None when there are no more.
+        """
+        indices = [item.index for item in doubtful_slices([self._record(segment)])]
+        left = indices[indices.index(after) + 1 :] if after in indices else indices
+        return left[0] if left else None
+
     # Prompts
 
     def add_point(self, segment: Segment, point_ras: ArrayLike, *, positive: bool = True) -> np.ndarray:
@@ -178,18 +214,50 @@ class Session:
         index_kji = np.array(point.index_ijk)[::-1]
         index = self._nearest_slice(index_kji, axis)
         placed = PlacedPrompt(next(self._ids), index, _in_plane(index_kji, axis), np.array([int(point.positive)]))
-        return self._place(record, axis, placed, "add point")
+        return self._place(record, axis, [placed], "add point")
 
-    def place_box(self, segment: Segment, box: BoxPrompt) -> np.ndarray:
-        """Do as `add_box`, in voxel indices."""
+    def preview_point(self, segment: Segment | None, point: PointPrompt) -> np.ndarray | None:
+        """Tell which mask (rows, columns) bool a click would give on its slice, and change nothing.
+
+        Parameters
+        ----------
+        segment : whose; None for one that is yet to be added.
+        point : as for `place_point`; None is returned for one outside the volume.
+        """
+        if not self.volume.contains_index_ijk(point.index_ijk):
+            return None
+        old = Findings() if segment is None else self._record(segment).findings
+        axis = self.axis if old.axis is None else old.axis
+        index_kji = np.array(point.index_ijk)[::-1]
+        placed = PlacedPrompt(
+            0, self._nearest_slice(index_kji, axis), _in_plane(index_kji, axis), np.array([int(point.positive)])
+        )
+        return self._plane(axis).preview(old, placed)
+
+    def encode_ahead(self, first_index: int) -> Iterator[Encoded]:
+        """Encode slices from the one in view outward, so that a click on them is answered at once.
+
+        Between two steps anything else may be done in the session, and the generator may be left at any time.
+
+        Parameters
+        ----------
+        first_index : of the slice in view, along the session's axis.
+        """
+        plane = self._plane(self.axis)
+        return plane.network.encode_ahead(first_index, plane.whole)
+
+    def place_box(self, segment: Segment, box: BoxPrompt, reach: tuple[int, int] | None = None) -> np.ndarray:
+        """Do as `add_box`, in voxel indices; `reach` tells the first and last slice of the object for a flat box."""
         record = self._record(segment)
         axis = self._axis_for(record, box)
         low, high = np.array(box.min_ijk)[::-1], np.array(box.max_ijk)[::-1]
         first, last = self._nearest_slice(low, axis), self._nearest_slice(high, axis)
-        corners = np.concatenate([_in_plane(low, axis), _in_plane(high, axis)])
-        reach = (first, last) if box.axis is None else None
+        # The outermost voxels belong to the box as a whole: in a coarse volume half of one is much.
+        margin = 0.5 if self.engine.options.whole_voxels else 0.0
+        corners = np.concatenate([_in_plane(low, axis) - margin, _in_plane(high, axis) + margin])
+        reach = (first, last) if box.axis is None else reach
         placed = PlacedPrompt(next(self._ids), (first + last) // 2, corners, np.array([2, 3]), reach=reach)
-        return self._place(record, axis, placed, "add box")
+        return self._place(record, axis, [placed], "add box")
 
     def add_mask(self, segment: Segment, index: int, mask: ArrayLike) -> np.ndarray:
         """Take an edited slice as a prompt, as it is.
@@ -214,7 +282,86 @@ class Session:
             )
         self.volume.slice_hu(axis, index)  # raises for a slice that is not there
         placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), edited)
-        return self._place(record, axis, placed, "edit mask")
+        return self._place(record, axis, [placed], "edit mask")
+
+    def adopt(self, segment: Segment, slices: Mapping[int, np.ndarray], anchors: Sequence[int]) -> None:
+        """Take slices made elsewhere over as they are: only the anchors become prompts, and nothing becomes stale.
+
+        Parameters
+        ----------
+        slices : masks (rows, columns) bool by index along the segment's axis.
+        anchors : indices of some of them, between which later corrections travel.
+        """
+        record = self._record(segment)
+        self._interrupt()
+        axis = self.segment_axis(segment)
+        plane = self._plane(axis)
+        with self._recording("take over", record) as recorder:
+            new = replace(record.findings, axis=axis)
+            for index, mask in slices.items():
+                self.volume.slice_hu(axis, index)  # raises for a slice that is not there
+                recorder.write(axis, index, mask)
+                new = new.with_state(index, None)
+            for index in anchors:
+                placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), slices[index])
+                bases = new.bases if index in new.bases else {**new.bases, index: None}
+                new = replace(new, prompts=(*new.prompts, placed), bases=bases)
+                new = new.with_state(index, plane.decode_last(new, index))
+            record.findings = new
+
+    def place_template(self, segment: Segment, axis: int, prompts: Sequence[PlacedPrompt]) -> np.ndarray:
+        """Place all that is to be said on one slice at once, in pixels of the slice.
+
+        Parameters
+        ----------
+        axis : array axis of the slice; it has to be that of the segment's other prompts.
+        prompts : of one slice, each with an id of its own (see `new_prompt_id`).
+
+        Returns
+        -------
+        The mask on that slice; bool (rows, columns).
+        """
+        record = self._record(segment)
+        settled = record.findings.axis
+        if settled not in (None, axis):
+            raise InputError(f"{segment.name!r} travels along {_AXIS_WORDS[settled or 0]}; prompt it on those slices.")
+        return self._place(record, axis, prompts, "template")
+
+    def new_prompt_id(self) -> int:
+        """Return a number that no prompt of this session has."""
+        return next(self._ids)
+
+    def blend(self, segment: Segment, opinions: Mapping[int, SliceOpinion], weight: float) -> None:
+        """Blend what somebody else thinks of slices into a segment; one step of undo.
+
+        Parameters
+        ----------
+        opinions : by slice along the segment's axis.
+        weight : of the opinions, from 0 to 1; the rest is that of the network.
+        """
+        self._interrupt()
+        record = self._record(segment)
+        with self._recording("blend", record) as recorder:
+            blend(self._plane(self.segment_axis(segment)), recorder, opinions, weight)
+
+    def settle_conflicts(self, segments: Sequence[Segment]) -> int:
+        """Give each voxel that several segments claim to the one that is surest of it; one step of undo.
+
+        Returns
+        -------
+        Number of contested voxels. Segments that travel along another axis than the first take no part.
+        """
+        self._interrupt()
+        records = [self._record(segment) for segment in dict.fromkeys(segments)]
+        if not records:
+            return 0
+        axis = self.segment_axis(records[0].handle)
+        recorders = [Recorder("compete", r) for r in records if self.segment_axis(r.handle) == axis]
+        contested = settle_conflicts(self._plane(axis), recorders)
+        with self.history.one_step("compete", self._records):
+            for recorder in recorders:
+                self.history.add(recorder.command())
+        return contested
 
     def add_prompts(self, prompts: SegmentPrompts) -> Segment:
         """Add a segment with all its prompts, boxes first, as a prompt file lists them; one step of undo.
@@ -258,7 +405,7 @@ class Session:
 
     # Propagation
 
-    def propagate(self, segments: Sequence[Segment] | None = None) -> Iterator[Step]:
+    def propagate(self, segments: Sequence[Segment] | None = None) -> Generator[Step, None, None]:
         """Carry segments from their prompted slices through the volume.
 
         Only what prompts have made stale is visited. The generator may be left at any time, or told to end with
@@ -320,6 +467,18 @@ class Session:
         self._interrupt()
         return self.history.redo(self._records)
 
+    @contextmanager
+    def attempt(self) -> Iterator[Attempt]:
+        """Try something out: unless the attempt is kept, all that was done in the block is undone and forgotten."""
+        self._interrupt()
+        attempt, mark = Attempt(), self.history.newest
+        try:
+            yield attempt
+        finally:
+            self._interrupt()
+            if not attempt.kept:
+                self.history.take_back(mark, self._records)
+
     # Inside
 
     def _record(self, segment: Segment) -> SegmentRecord:
@@ -335,7 +494,9 @@ class Session:
     def _plane(self, axis: int) -> Plane:
         if axis not in self._planes:
             engine = self.engine
-            self._planes[axis] = Plane(engine.model, self.volume, axis, self.window, engine.channels, engine.options)
+            self._planes[axis] = Plane(
+                engine.model, self.volume, axis, self.window, engine.channels, engine.options, engine.refiner
+            )
         return self._planes[axis]
 
     def _axis_for(self, record: SegmentRecord, box: BoxPrompt) -> int:
@@ -349,13 +510,15 @@ class Session:
             f"slices along {_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
         )
 
-    def _place(self, record: SegmentRecord, axis: int, placed: PlacedPrompt, title: str) -> np.ndarray:
+    def _place(
+        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str
+    ) -> np.ndarray:
         self._interrupt()
-        index = placed.index
+        index = placed[0].index
         with self._recording(title, record) as recorder:
             old = record.findings
             bases = old.bases if index in old.bases else {**old.bases, index: old.states.get(index)}
-            new = replace(old, axis=axis, prompts=(*old.prompts, placed), bases=bases).outdated(old, index)
+            new = replace(old, axis=axis, prompts=(*old.prompts, *placed), bases=bases).outdated(old, index)
             plane = self._plane(axis)
             state = plane.decode_last(new, index)
             record.findings = new.with_state(index, state)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pydicom
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io._image_grid import ENHANCED_CLASSES, ImageGrid, frame_grids, grid_of, values_of
 
 # What pydicom raises on a file that is cut off or overwritten somewhere in its header.
-_PARSE_ERRORS = (
+PARSE_ERRORS = (
     InvalidDicomError,
     BytesLengthException,
     OSError,
@@ -39,15 +39,14 @@ _FIRST_TAGS_WITHOUT_PREAMBLE = {
 }
 
 _TAGS = [
-    "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "ImageType", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "AcquisitionNumber",
+    "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
 ]  # fmt: skip
 
 # DICOM PS3.4 B.5: what has to contain pixels. Anything else without pixels is a report, a plan or a directory.
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-_ENHANCED_CLASSES = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2", "1.2.840.10008.5.1.4.1.1.4.1"}
-_IMAGE_CLASSES = _ENHANCED_CLASSES | {
+_IMAGE_CLASSES = ENHANCED_CLASSES | {
     _CT_IMAGE,
     "1.2.840.10008.5.1.4.1.1.4",  # MR
     "1.2.840.10008.5.1.4.1.1.128",  # PET
@@ -66,38 +65,6 @@ _PIXEL_VRS = (b"OB", b"OW", b"UN")
 
 
 @dataclass(frozen=True, eq=False)
-class ImageGrid:
-    """Where an image lies: DICOM PS3.3 C.7.6.2.1.1.
-
-    Attributes
-    ----------
-    position_lps : ndarray, shape (3,)
-        Centre of the first pixel in LPS mm (ImagePositionPatient).
-    direction_i, direction_j : ndarray, shape (3,)
-        LPS unit vectors along a row and along a column (ImageOrientationPatient).
-    row_spacing, column_spacing : float
-        Distance of rows and of columns in mm (PixelSpacing).
-    """
-
-    position_lps: NDArray[np.float64]
-    direction_i: NDArray[np.float64]
-    direction_j: NDArray[np.float64]
-    row_spacing: float
-    column_spacing: float
-
-    @property
-    def normal_lps(self) -> NDArray[np.float64]:
-        """LPS unit vector across the image, on the side that makes (i, j, normal) right-handed."""
-        normal = np.cross(self.direction_i, self.direction_j)
-        return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
-
-    @property
-    def numbers(self) -> NDArray[np.float64]:
-        """What the slices of a stack have in common, in one array."""
-        return np.concatenate([self.direction_i, self.direction_j, [self.row_spacing, self.column_spacing]])
-
-
-@dataclass(frozen=True, eq=False)
 class ImageHeader:
     """What is needed of one DICOM image.
 
@@ -107,6 +74,8 @@ class ImageHeader:
         Its file.
     series_uid, description, modality : str
         SeriesInstanceUID, SeriesDescription and Modality, empty where absent; some anonymizers empty the first too.
+    sop_uid, number, acquisition : str
+        SOPInstanceUID, SeriesNumber and AcquisitionNumber, empty where absent.
     is_localizer : bool
         True for overview images.
     is_enhanced : bool
@@ -119,6 +88,8 @@ class ImageHeader:
         None if the header does not tell or contradicts itself.
     is_complete : bool
         False if the file ends before its pixel data does.
+    frame : int or None
+        Number, from 0, of the frame of an enhanced image that this is; None for an image of its own.
     """
 
     path: Path
@@ -132,6 +103,10 @@ class ImageHeader:
     shape: tuple[int, int]
     grid: ImageGrid | None
     is_complete: bool
+    sop_uid: str = ""
+    number: str = ""
+    acquisition: str = ""
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,12 +142,17 @@ def series_of_file(path: Path) -> str:
 
 def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
     """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over."""
+    return scan_files(sorted(entry for entry in folder.iterdir() if entry.is_file()))
+
+
+def scan_files(paths: Iterable[Path]) -> tuple[list[ImageHeader], list[DamagedFile]]:
+    """Read the headers of all DICOM images among files; of an enhanced image one for each frame."""
     headers: list[ImageHeader] = []
     damaged: list[DamagedFile] = []
-    for path in sorted(entry for entry in folder.iterdir() if entry.is_file()):
+    for path in paths:
         found = _header_of(path) if _is_or_should_be_dicom(path) else None
         if isinstance(found, ImageHeader):
-            headers.append(found)
+            headers += _frames_of(found)
         elif found is not None:
             damaged.append(found)
     return headers, damaged
@@ -198,7 +178,7 @@ def _header_of(path: Path) -> ImageHeader | DamagedFile | None:
             return _image_header(path, dataset, is_complete)
         except PermissionError:
             raise
-        except _PARSE_ERRORS:
+        except PARSE_ERRORS:
             return DamagedFile(path, "is damaged or truncated: its DICOM header cannot be read")
 
 
@@ -217,48 +197,37 @@ def _image_header(path: Path, dataset: FileDataset, is_complete: bool) -> ImageH
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
         description=str(dataset.get("SeriesDescription") or "").strip(),
         modality=modality,
-        is_localizer="LOCALIZER" in [str(word).upper() for word in _values(dataset, "ImageType")],
-        is_enhanced=sop_class in _ENHANCED_CLASSES,
+        is_localizer="LOCALIZER" in [str(word).upper() for word in values_of(dataset, "ImageType")],
+        is_enhanced=sop_class in ENHANCED_CLASSES,
         frames=int(dataset.get("NumberOfFrames") or 1),
         samples=int(dataset.get("SamplesPerPixel") or 1),
         shape=(int(dataset.Rows), int(dataset.Columns)),
-        grid=_grid(dataset),
+        grid=grid_of(dataset),
         is_complete=is_complete,
+        sop_uid=str(dataset.get("SOPInstanceUID") or ""),
+        number=_number(dataset, "SeriesNumber"),
+        acquisition=_number(dataset, "AcquisitionNumber"),
     )
 
 
-def _values(dataset: Dataset, keyword: str) -> list[object]:
-    """Values of an element that may be absent, empty, single or multiple."""
+def _number(dataset: FileDataset, keyword: str) -> str:
     value = dataset.get(keyword)
-    if value is None or value == "":
-        return []
-    return [value] if isinstance(value, str | int | float) else list(value)
+    return "" if value is None else str(value).strip()
 
 
-def _grid(dataset: Dataset) -> ImageGrid | None:
-    """Where the image lies, None if that is not told or impossible."""
-    position, orientation, spacing = (
-        np.array([float(str(value)) for value in _values(dataset, keyword)])
-        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    )
-    if (position.size, orientation.size, spacing.size) != (3, 6, 2):
-        return None
-    directions = orientation.reshape(2, 3)
-    if not np.all(np.isfinite(np.concatenate([position, orientation, spacing]))) or np.any(spacing <= 0):
-        return None
-    # Orientation is often written with few decimals, so a length of nearly 1 is brought to 1.
-    lengths = np.linalg.norm(directions, axis=1)
-    if np.any(np.abs(lengths - 1) > 0.01) or abs(float(directions[0] @ directions[1])) > 0.01:
-        return None
-    direction_i = directions[0] / lengths[0]
-    direction_j = directions[1] - (directions[1] @ direction_i) * direction_i
-    return ImageGrid(
-        position_lps=position,
-        direction_i=direction_i,
-        direction_j=direction_j / np.linalg.norm(direction_j),
-        row_spacing=float(spacing[0]),
-        column_spacing=float(spacing[1]),
-    )
+def _frames_of(header: ImageHeader) -> list[ImageHeader]:
+    """The frames of an enhanced image as images of their own, if its functional groups say where they lie."""
+    if not header.is_enhanced:
+        return [header]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            grids = frame_grids(pydicom.dcmread(header.path, stop_before_pixels=True))
+        except PARSE_ERRORS:
+            return [header]
+    if grids is None or len(grids) != header.frames:
+        return [header]
+    return [replace(header, grid=grid, frame=frame) for frame, grid in enumerate(grids)]
 
 
 def _has_all_pixels(file: BinaryIO, dataset: FileDataset, size: int) -> bool:

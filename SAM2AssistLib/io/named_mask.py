@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io.terminology import Terminology, terminology_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +22,21 @@ class NamedMask:
         Name of the segment.
     mask : ndarray of bool, shape (k, j, i)
         True where the segment is.
+    terminology : Terminology or None
+        The codes and the color it came with; None where they follow from the name.
+    tracking_uid : str
+        By which a DICOM-SEG that it came from tracks it; empty if there is none.
     """
 
     name: str
     mask: NDArray[np.bool_]
+    terminology: Terminology | None = None
+    tracking_uid: str = ""
+
+    @property
+    def coded(self) -> Terminology:
+        """What the segment is: its own codes, else those that its name stands for."""
+        return self.terminology or terminology_of(self.name)
 
 
 def check_masks(masks: Sequence[NamedMask], shape_kji: tuple[int, int, int]) -> None:

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._image_checks import is_label_map, quiet_itk, scale_warnings
 from SAM2AssistLib.io._raw_headers import check_header
-from SAM2AssistLib.io.dicom_series import is_dicom_file, read_dicom_series, series_of_file
+from SAM2AssistLib.io.dicom_series import is_dicom_file, is_dicomdir, read_dicom_series, series_of_file
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of
 from SAM2AssistLib.volume import CTVolume
 
@@ -28,10 +28,10 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
     Parameters
     ----------
     path : str or Path
-        A NIfTI, NRRD or MHA file, any other file SimpleITK reads, a folder with DICOM files, or one of these files,
-        which stands for its whole series.
+        A NIfTI, NRRD or MHA file, any other file SimpleITK reads, a folder with DICOM files, a DICOMDIR, or a DICOM
+        image, which stands for its whole series.
     series : str, optional
-        SeriesInstanceUID to choose where a folder holds several series; without meaning for other files.
+        Number, as messages list it, or UID of the series, where a folder holds several; no meaning for other files.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
     if not source.is_dir() and not source.is_file():
         raise InputError(f"There is no file or folder '{source}'; check the path.")
     try:
-        if source.is_dir():
+        if source.is_dir() or is_dicomdir(source):
             return read_dicom_series(source, series=series)
         if is_dicom_file(source):
             return read_dicom_series(source.parent, series=series or series_of_file(source))

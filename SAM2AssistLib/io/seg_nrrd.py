@@ -25,7 +25,6 @@ from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, bounding_box, check_masks
-from SAM2AssistLib.io.terminology import terminology_of
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
@@ -200,7 +199,7 @@ def _segment_fields(masks: Sequence[NamedMask], places: Sequence[tuple[int, int]
     extent = " ".join(f"0 {count - 1}" for count in volume.shape_kji[::-1])
     fields = []
     for number, (named, (layer, value)) in enumerate(zip(masks, places, strict=True)):
-        terminology = terminology_of(named.name)
+        terminology = named.coded
         fields += [
             f"Segment{number}_Color:={_numbers(terminology.color_rgb, ' ')}",
             # Automatic: the color follows if the user picks another terminology. The name is the user's, so it stays.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.atomic import check_place, ending_of
+from SAM2AssistLib.io.dicom_kinds import check_highdicom
 from SAM2AssistLib.io.itk_image import image_of, read_label_image
 from SAM2AssistLib.io.label_map import check_names_path, names_path_of, segments_of_label_image, write_label_map
 from SAM2AssistLib.io.named_mask import NamedMask
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NamedMask",
+    "check_can_refer",
     "check_output_path",
     "masks_on_grid_of",
+    "prompts_path_of",
     "read_segmentation",
     "write_segmentation",
     "written_files",
@@ -31,6 +36,7 @@ __all__ = [
 
 SEGMENTATION_ENDING = ".seg.nrrd"
 LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
+DICOM_ENDING = ".dcm"
 
 
 def check_output_path(path: str | Path) -> None:
@@ -44,37 +50,68 @@ def check_output_path(path: str | Path) -> None:
     """
     path = Path(path)
     ending = ending_of(path)
-    if ending == ".dcm":
-        raise OutputError(f"{path.name}: DICOM-SEG export is not in this version; write to a .seg.nrrd file.")
-    if ending not in (SEGMENTATION_ENDING, *LABEL_MAP_ENDINGS):
+    if ending not in (SEGMENTATION_ENDING, *LABEL_MAP_ENDINGS, DICOM_ENDING):
         kind = f"a {ending} file" if ending else "a file without ending"
         raise OutputError(
             f"{path.name}: a segmentation is not written to {kind};"
-            f" use {SEGMENTATION_ENDING}, {', '.join(LABEL_MAP_ENDINGS[:-1])} or {LABEL_MAP_ENDINGS[-1]}."
+            f" use {SEGMENTATION_ENDING}, {', '.join(LABEL_MAP_ENDINGS)} or {DICOM_ENDING}."
         )
     check_place(path)
+    if ending == DICOM_ENDING:
+        check_highdicom()
     if ending in LABEL_MAP_ENDINGS:
         check_names_path(names_path_of(path))
 
 
+def check_can_refer(path: str | Path, volume: CTVolume) -> None:
+    """Refuse, before a volume is segmented, a DICOM-SEG of one that is not from DICOM images.
+
+    Raises
+    ------
+    InputError
+        If the path ends in .dcm and the volume names no DICOM files.
+    """
+    if ending_of(path) == DICOM_ENDING and not volume.dicom_files:
+        raise InputError(
+            f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is not one slice per "
+            f"DICOM image; give the DICOM folder, or write to a {SEGMENTATION_ENDING} file."
+        )
+
+
 def written_files(path: str | Path) -> tuple[Path, ...]:
-    """Return the files that `write_segmentation` makes or replaces for a path."""
+    """Return the files that a result at this path makes or replaces."""
     path = Path(path)
+    if ending_of(path) == DICOM_ENDING:
+        return (path, prompts_path_of(path))
     return (path, names_path_of(path)) if ending_of(path) in LABEL_MAP_ENDINGS else (path,)
 
 
-def write_segmentation(path: str | Path, masks: Sequence[NamedMask], volume: CTVolume) -> tuple[str, ...]:
+def prompts_path_of(path: Path) -> Path:
+    """Where the prompts that led to a DICOM-SEG are kept: `NAME.prompts.json` beside it."""
+    return path.with_name(path.name[: -len(DICOM_ENDING)] + ".prompts.json")
+
+
+def write_segmentation(
+    path: str | Path,
+    masks: Sequence[NamedMask],
+    volume: CTVolume,
+    *,
+    algorithm: Algorithm | None = None,
+    prompts_json: str = "",
+) -> tuple[str, ...]:
     """Write segments as the ending says; a file that was there is replaced in one step, or stays if that fails.
 
     Parameters
     ----------
     path : str or Path
-        `.seg.nrrd` keeps names, colors, terminology and overlaps. `.nii.gz`, `.nrrd` and `.mha` are label maps, whose
-        names go to `NAME.labels.json` beside it.
+        `.seg.nrrd` and `.dcm` (DICOM-SEG) keep names, colors, terminology and overlaps. `.nii.gz`, `.nrrd` and `.mha`
+        are label maps, whose names go to `NAME.labels.json` beside it.
     masks : sequence of NamedMask
         At least one, on the grid of the volume.
     volume : CTVolume
-        Whose geometry the file gets.
+        Whose geometry the file gets; for DICOM-SEG read from DICOM images.
+    algorithm, prompts_json
+        Who made the segments and of what, which only DICOM-SEG keeps (see `write_dicom_seg`).
 
     Returns
     -------
@@ -84,7 +121,7 @@ def write_segmentation(path: str | Path, masks: Sequence[NamedMask], volume: CTV
     Raises
     ------
     InputError
-        If there is no mask or one is not on the grid of the volume.
+        If there is no mask or one is not on the grid of the volume; for DICOM-SEG if the volume is not from DICOM.
     OutputError
         If the ending is not one that is written, or the file cannot be written.
     """
@@ -92,16 +129,24 @@ def write_segmentation(path: str | Path, masks: Sequence[NamedMask], volume: CTV
     if ending_of(path) == SEGMENTATION_ENDING:
         write_seg_nrrd(path, masks, volume)
         return ()
+    if ending_of(path) == DICOM_ENDING:
+        from SAM2AssistLib.io.dicom_seg import write_dicom_seg
+
+        check_can_refer(path, volume)
+        return write_dicom_seg(path, masks, volume, algorithm=algorithm, prompts_json=prompts_json)
     return write_label_map(path, masks, volume)
 
 
-def read_segmentation(path: str | Path) -> tuple[list[NamedMask], NDArray[np.float64]]:
-    """Read the segments of a `.seg.nrrd` or of a label map with names beside it.
+def read_segmentation(path: str | Path, volume: CTVolume | None = None) -> tuple[list[NamedMask], NDArray[np.float64]]:
+    """Read the segments of a `.seg.nrrd`, a DICOM-SEG, an RTSTRUCT, or a label map with names beside it.
 
     Parameters
     ----------
     path : str or Path
         Any file that SimpleITK reads. One with Slicer's keys is read as a segmentation whatever its ending is.
+    volume : CTVolume, optional
+        The image they belong to. The contours of an RTSTRUCT are rasterised on its grid, so it needs one; a DICOM-SEG
+        of another patient position is refused with it.
 
     Returns
     -------
@@ -114,11 +159,14 @@ def read_segmentation(path: str | Path) -> tuple[list[NamedMask], NDArray[np.flo
     Raises
     ------
     InputError
-        If the file cannot be read or is no segmentation.
+        If the file cannot be read or is no segmentation, or an RTSTRUCT comes without its volume.
     """
     path = Path(path)
-    if ending_of(path) == ".dcm":
-        raise InputError(f"{path.name}: DICOM-SEG is not read in this version; convert it to .seg.nrrd in 3D Slicer.")
+    # Here and above, because pydicom takes its time to load, and the command line imports this module.
+    from SAM2AssistLib.io.dicom_objects import is_dicom_object, read_dicom_segments
+
+    if is_dicom_object(path):
+        return read_dicom_segments(path, volume)
     image = read_label_image(path)
     if has_segments(image):
         return segments_of_image(image, path)
@@ -146,5 +194,5 @@ def masks_on_grid_of(volume: CTVolume, masks: Sequence[NamedMask], ijk_to_lps: N
     for named in masks:
         image = image_of(named.mask.astype(np.uint8), ijk_to_lps)
         on_grid = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        moved.append(NamedMask(named.name, sitk.GetArrayViewFromImage(on_grid) > 0))
+        moved.append(replace(named, mask=sitk.GetArrayViewFromImage(on_grid) > 0))
     return moved

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MASK_PROMPT_SHARE = 0.15
 """How often a clip starts from a mask given as it is, which is what an edited segment is."""
+SHAKEN_SHARE, FADED_SHARE = 0.5, 0.15
+"""How often a carried mask is moved and resized, and how often it is made faint; see `_shaken`."""
 
 
 @dataclass
@@ -43,25 +45,41 @@ class _Features:
     ----------
     plain : (N, C, h, w) features without memory.
     high_res : the two finer levels.
+    edges : (N, E, S/4, S/4) for the refiner.
     tokens, positions : (h*w, N, C) as the memory attention takes them.
     """
 
     plain: Tensor
     high_res: list[Tensor]
+    edges: Tensor
     tokens: Tensor
     positions: Tensor
 
 
 def _encode(model: SAM2Base, images: Tensor) -> tuple[list[Tensor], Tensor]:
     out = model.forward_image(images)
-    return out["backbone_fpn"], out["vision_pos_enc"][-1]
+    return [model.refiner.edges(images), *out["backbone_fpn"]], out["vision_pos_enc"][-1]
 
 
 def _rows(levels: list[Tensor], positions: Tensor, rows: Tensor) -> _Features:
-    fine, middle, plain = (level[rows] for level in levels)
-    return _Features(
-        plain, [fine, middle], plain.flatten(2).permute(2, 0, 1), positions[rows].flatten(2).permute(2, 0, 1)
-    )
+    edges, fine, middle, plain = (level[rows] for level in levels)
+    tokens, places = (level.flatten(2).permute(2, 0, 1) for level in (plain, positions[rows]))
+    return _Features(plain, [fine, middle], edges, tokens, places)
+
+
+def _decode(
+    model: SAM2Base,
+    features: _Features,
+    conditioned: Tensor,
+    points: Tensor | None = None,
+    labels: Tensor | None = None,
+    dense: Tensor | None = None,
+    *,
+    first_prompt: bool = False,
+) -> Decoded:
+    """Decode and refine, as the engine does."""
+    decoded = decode(model, conditioned, features.high_res, points, labels, dense, first_prompt=first_prompt)
+    return replace(decoded, logits=model.refiner(decoded.logits, dense, features.edges))
 
 
 def _without_memory(model: SAM2Base, features: _Features) -> Tensor:
@@ -77,7 +95,7 @@ def _interact(
     rollout = Rollout(torch.zeros(()))
     for turn in range(rounds):
         dense = draw_prompts(model.image_size, points, labels, previous)
-        decoded = decode(model, conditioned, features.high_res, points, labels, dense, first_prompt=True)
+        decoded = _decode(model, features, conditioned, points, labels, dense, first_prompt=True)
         loss, scores = mask_loss(decoded, masks)
         rollout.loss = rollout.loss + loss / rounds
         rollout.note("first" if turn == 0 else "corrected", scores)
@@ -139,8 +157,8 @@ def clip_rollout(
     for t in range(1, count):
         features = _rows(levels, positions, base + t)
         conditioned = _with_memory(model, features, bank, t, count)
-        dense = draw_prompts(model.image_size, None, None, decoded.gated().detach()) if carry else None
-        decoded = decode(model, conditioned, features.high_res, dense=dense)
+        dense = draw_prompts(model.image_size, None, None, _shaken(decoded.gated().detach(), rng)) if carry else None
+        decoded = _decode(model, features, conditioned, dense=dense)
         loss, scores = mask_loss(decoded, truth[t])
         rollout.loss = rollout.loss + loss
         rollout.note(f"slice {t}", scores)
@@ -150,6 +168,39 @@ def clip_rollout(
     rollout.note("propagated", torch.stack([scores for *_, scores in tracked]))
     rollout.loss = rollout.loss / count + _correct_worst(model, tracked, truth, rng, rollout) / count
     return rollout
+
+
+def _shaken(logits: Tensor, rng: np.random.Generator) -> Tensor:
+    """Misplace and resize some of the carried masks, and make some of them faint.
+
+    Neighbouring slices are so alike that copying the carried mask is nearly right, and a model that copies drifts off
+    where edges are weak. A carried mask that cannot be trusted in detail makes it find the edge anew.
+    """
+    rows = len(logits)
+    wrong = rng.random(rows) < SHAKEN_SHARE
+    scale = np.where(wrong, np.exp(rng.normal(0, 0.15, rows)), 1.0)
+    angle = np.where(wrong, rng.normal(0, 0.12, rows), 0.0)
+    shift = np.where(wrong[:, None], rng.normal(0, 0.06, (rows, 2)), 0.0)
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    centre = _centres(logits)
+    turn = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+    # The turn is around the mask's own middle, or a mask near the border would be thrown out of the view.
+    offset = centre - np.einsum("nij,nj->ni", turn, centre) + shift
+    theta = torch.from_numpy(np.concatenate([turn, offset[..., None]], 2).astype(np.float32))
+    grid = F.affine_grid(theta, list(logits.shape), align_corners=False)
+    logits = logits.float().clamp(-10, 10)
+    moved = F.grid_sample(logits + 10, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 10
+    faint = torch.from_numpy(np.where(rng.random(rows) < FADED_SHARE, rng.random(rows) * 0.5, 1.0).astype(np.float32))
+    return moved * faint[:, None, None, None]
+
+
+def _centres(logits: Tensor) -> np.ndarray:
+    """Middle of each mask as (x, y) in [-1, 1]; that of the view where there is no mask."""
+    weight = (logits[:, 0] > 0).double()
+    axis = (torch.arange(logits.shape[-1], dtype=torch.float64) + 0.5) / logits.shape[-1] * 2 - 1
+    total = weight.sum((1, 2)).clamp_min(1)
+    x, y = (weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total
+    return torch.stack([x, y], 1).numpy()
 
 
 def _taught(model: SAM2Base, decoded: Decoded, masks: Tensor, rng: np.random.Generator, share: float) -> Decoded:
@@ -205,6 +256,6 @@ def _correct_worst(
     previous = decoded.gated().detach()
     points, labels = correction_clicks(previous, masks, rng)
     dense = draw_prompts(model.image_size, points, labels, previous)
-    loss, scores = mask_loss(decode(model, conditioned, features.high_res, points, labels, dense), masks)
+    loss, scores = mask_loss(_decode(model, features, conditioned, points, labels, dense), masks)
     rollout.note("worst corrected", scores)
     return loss

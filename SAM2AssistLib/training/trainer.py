@@ -1,6 +1,6 @@
 """Train ``mini`` from scratch: prompts and corrections on slices first, then clips for the memory.
 
-    python -m SAM2AssistLib.training.trainer --out runs/mini [--real DIR] [--steps 3000]
+    python -m SAM2AssistLib.training.trainer --out runs/mini [--real DIR] [--mixed-steps 3000]
 
 A run can be killed at any moment: started again with the same folder, it goes on from its last checkpoint.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +24,19 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from SAM2AssistLib.engine.architecture import build_sam2
+from SAM2AssistLib.engine.refiner import PREFIX, EdgeRefiner
 from SAM2AssistLib.training.feed import ClipFeed, Plan, load_batches
+from SAM2AssistLib.training.precision import training_precision, use_plain_attention
 from SAM2AssistLib.training.rollout import Rollout, clip_rollout, image_rollout
+from SAM2AssistLib.training.seeded import with_grown_labels
 from SAM2AssistLib.training.volumes import read_split
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+
+REFINER_PACE = 3.0
+"""The refiner's learning rate as a multiple of the rest's: plain convolutions bear more than a transformer."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,16 @@ def refine_recipe(steps: int) -> Recipe:
     return Recipe("refine", steps, clip_share=0.55, learning_rate=2.5e-4, warm_up=20, rounds=3, seed=3, phantoms=16)
 
 
+def mixed_recipe(steps: int) -> Recipe:
+    """Return the fourth and longest stage: slices and clips alike at a full rate, with many corrections."""
+    return Recipe("mixed", steps, clip_share=0.5, learning_rate=5e-4, warm_up=100, rounds=4, seed=4)
+
+
+def edges_recipe(steps: int) -> Recipe:
+    """Return the last stage, which teaches the refiner; before it the masks are not worth refining."""
+    return Recipe("edges", steps, clip_share=0.5, learning_rate=4e-4, warm_up=40, rounds=4, seed=5)
+
+
 class StageTrainer:
     """Trains one stage of a recipe, with checkpoints it resumes from."""
 
@@ -86,15 +103,19 @@ class StageTrainer:
     def __init__(self, model: SAM2Base, recipe: Recipe, real: Path | None, out: Path) -> None:
         self.model, self.recipe, self.out = model, recipe, out
         self.average = AveragedModel(model, avg_fn=self._average)
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        plain = [p for p in model.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=recipe.learning_rate,
-        )
+        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=recipe.learning_rate)
         self.step = 0
         self.seconds = 0.0
-        self.volumes = read_split(real) if real else []
+        self.volumes = with_grown_labels(read_split(real), out / "grown") if real else []
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups = []
+        for refiner in (False, True):
+            own = [p for name, p in self.model.named_parameters() if name.startswith(PREFIX) == refiner]
+            for decay, of_kind in ((self.recipe.weight_decay, lambda p: p.ndim > 1), (0.0, lambda p: p.ndim <= 1)):
+                pace = REFINER_PACE if refiner else 1.0
+                groups.append({"params": [p for p in own if of_kind(p)], "weight_decay": decay, "pace": pace})
+        return groups
 
     def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         # Early on the average follows closely; with a fixed decay the random start would weigh on it for a thousand
@@ -124,8 +145,9 @@ class StageTrainer:
         while self.step < recipe.steps:
             images, masks, kind = next(batches)
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate()
-            rollout = self._roll(images, masks, kind, rng)
+                group["lr"] = self._rate() * group["pace"]
+            with training_precision():
+                rollout = self._roll(images, masks, kind, rng)
             self._update(rollout.loss)
             for name, value in {"loss": float(rollout.loss.detach()), **rollout.dice}.items():
                 smooth[name] = 0.97 * smooth.get(name, value) + 0.03 * value
@@ -201,19 +223,29 @@ class StageTrainer:
         print(f"{self.recipe.name}: going on from step {self.step}", flush=True)
 
 
-def train_mini(out: Path, real: Path | None, slice_steps: int, clip_steps: int, refine_steps: int) -> None:
-    """Train the three stages; each starts from the averaged weights of the one before."""
+RECIPES = {
+    "slice": slices_recipe,
+    "clip": clips_recipe,
+    "refine": refine_recipe,
+    "mixed": mixed_recipe,
+    "edges": edges_recipe,
+}
+
+
+def train_mini(out: Path, real: Path | None, steps: dict[str, int]) -> None:
+    """Train the stages of `RECIPES`; each starts from the averaged weights of the one before."""
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
+    model.refiner = EdgeRefiner()
     stages = []
-    for recipe in (slices_recipe(slice_steps), clips_recipe(clip_steps), refine_recipe(refine_steps)):
+    for recipe in (make(steps[stage]) for stage, make in RECIPES.items()):
         trainer = StageTrainer(model, recipe, real, out)
         trainer.run()
         model.load_state_dict(load_file(out / f"{recipe.name}.safetensors"))
         stages.append({**asdict(recipe), "hours": round(trainer.seconds / 3600, 2)})
-    steps = f"--slice-steps {slice_steps} --clip-steps {clip_steps} --refine-steps {refine_steps}"
+    counts = " ".join(f"--{stage}-steps {count}" for stage, count in steps.items())
     record = {
-        "command": f"python -m SAM2AssistLib.training.trainer --out RUN {steps}{' --real DATA' if real else ''}",
+        "command": f"python -m SAM2AssistLib.training.trainer --out RUN {counts}{' --real DATA' if real else ''}",
         "data": ["procedural phantoms, never the same twice", *(v.name for v in trainer.volumes)],
         "stages": stages,
     }
@@ -225,13 +257,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and weights")
     parser.add_argument("--real", type=Path, help="folder with splits.json and real CT; phantoms alone if not given")
-    parser.add_argument("--slice-steps", type=int, default=1500)
-    parser.add_argument("--clip-steps", type=int, default=1500)
-    parser.add_argument("--refine-steps", type=int, default=500)
+    for stage, steps in {"slice": 1000, "clip": 1250, "refine": 420, "mixed": 2000, "edges": 1500}.items():
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=f"default {steps}")
     arguments = parser.parse_args()
     # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
     torch.set_flush_denormal(True)
-    train_mini(arguments.out, arguments.real, arguments.slice_steps, arguments.clip_steps, arguments.refine_steps)
+    use_plain_attention()
+    train_mini(arguments.out, arguments.real, {stage: getattr(arguments, f"{stage}_steps") for stage in RECIPES})
 
 
 if __name__ == "__main__":

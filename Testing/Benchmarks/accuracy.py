@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from rich.console import Console
 from rich.table import Table
 
-from SAM2AssistLib import CTVolume, load_engine
+from SAM2AssistLib import load_engine
 from SAM2AssistLib.engine.loading import Engine
-from SAM2AssistLib.evaluation.metrics import dice
-from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice, correction_click
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.evaluation.cases import Case, find_cases
+from SAM2AssistLib.evaluation.interactive import Task, User, run_trial
+from SAM2AssistLib.evaluation.methods import EngineMethod
+
+USER = User("human", "tight box", 0)
+"""A box on the middle slice, then clicks into the largest errors, deepest in mm."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Result:
     ----------
     slice_dice : 2D Dice on the box's slice, before any propagation.
     dice : volumetric, from the box and after each click.
-    seconds : from the box to the propagated result, features included.
+    seconds : from the box to the propagated result, features included that no earlier structure of the case needed.
     """
 
     case: str
@@ -44,37 +48,17 @@ class Result:
     seconds: float
 
 
-def measure(engine: Engine, folder: Path, structures: list[str] | None, clicks: int) -> list[Result]:
+def measure(engine: Engine, case: Case, structures: list[str] | None, clicks: int) -> list[Result]:
     """Measure all structures of a case, or those that are named."""
-    volume = CTVolume.read(folder / "image.nii.gz")
-    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "label.nii.gz")))
-    names = json.loads((folder / "labels.json").read_text())
+    held, method = case.read(), EngineMethod(engine)
     results = []
-    for name, value in names.items():
-        reference = labels == value
-        if (structures and name not in structures) or not reference.any():
-            continue
-        results.append(_one(engine, volume, folder.name, name, reference, clicks))
+    with method.open(held.volume) as opened:
+        for name in held.structures(structures or ()):
+            task = Task(case.name, name, held.reference(name), held.spacing_kji)
+            trial, _ = run_trial(opened, method, task, USER, clicks)
+            assert trial.slice_dsc is not None  # the engine always has a mask at once
+            results.append(Result(case.name.split("/")[-1], name, trial.slice_dsc, trial.dsc, trial.seconds[0]))
     return results
-
-
-def _one(engine: Engine, volume: CTVolume, case: str, name: str, reference: np.ndarray, clicks: int) -> Result:
-    with engine.open(volume) as session:
-        began = time.perf_counter()
-        segment = session.add_segment(name)
-        box = box_on_middle_slice(reference)
-        at_once = session.place_box(segment, box)
-        slice_dice = dice(at_once, reference[round(box.min_ijk[2])])
-        list(session.propagate())
-        seconds = time.perf_counter() - began
-        scores = [dice(session.mask(segment), reference)]
-        for _ in range(clicks):
-            click = correction_click(session.mask(segment), reference, volume.spacing_ijk[::-1])
-            if click is not None:
-                session.place_point(segment, click)
-                list(session.propagate())
-            scores.append(dice(session.mask(segment), reference))
-    return Result(case, name, slice_dice, tuple(scores), seconds)
 
 
 def report(results: list[Result]) -> dict:
@@ -114,13 +98,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="JSON with everything")
     arguments = parser.parse_args()
-    cases = arguments.cases or json.loads((arguments.data / "splits.json").read_text())[arguments.part]
+    try:
+        cases = find_cases(arguments.data, None if arguments.cases else arguments.part, arguments.cases or ())
+    except InputError as error:
+        sys.exit(str(error))
     engine = load_engine(arguments.model, arguments.device)
-    results: list[Result] = []
-    for case in cases:
-        folder = arguments.data / case
-        if (folder / "label.nii.gz").is_file():
-            results += measure(engine, folder, arguments.structures, arguments.clicks)
+    results = [result for case in cases for result in measure(engine, case, arguments.structures, arguments.clicks)]
     show(results)
     if arguments.out:
         arguments.out.write_text(json.dumps(report(results), indent=1) + "\n")

@@ -218,12 +218,16 @@ def test_these_endings_are_written(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.png", "a", ".nrrdx", "a.gz"])
 def test_other_endings_are_refused_with_the_ones_that_work(tmp_path, name):
-    with pytest.raises(OutputError, match=r"use \.seg\.nrrd, \.nii\.gz, \.nrrd or \.mha"):
+    with pytest.raises(OutputError, match=r"use \.seg\.nrrd, \.nii\.gz, \.nrrd, \.mha or \.dcm"):
         check_output_path(tmp_path / name)
 
 
-def test_dicom_seg_is_refused_with_the_format_to_use(tmp_path):
-    with pytest.raises(OutputError, match=r"DICOM-SEG export is not in this version; write to a \.seg\.nrrd file"):
+def test_dicom_seg_without_highdicom_is_refused_with_what_to_install(tmp_path, monkeypatch):
+    from SAM2AssistLib.io import dicom_kinds
+
+    check_output_path(tmp_path / "a.dcm")
+    monkeypatch.setattr(dicom_kinds.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(OutputError, match="pip install highdicom"):
         check_output_path(tmp_path / "a.dcm")
 
 

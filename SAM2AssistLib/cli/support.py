@@ -1,0 +1,68 @@
+"""``sam2assist support``: finished cases to segment new volumes like them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from SAM2AssistLib.cli.console import print_json, stdout, working
+
+support_app = typer.Typer(help="Keep finished cases that 'sam2assist auto --case NAME' goes by.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@support_app.command("add")
+def add_support(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="A segmentation, or a label map with labels.json.")],
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="That of the image if not given.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a finished case to the library."""
+    from SAM2AssistLib.prompting.support import read_support
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    with working("Adding the case"):
+        library = SupportLibrary()
+        entry = library.add(read_support(image, mask), name)
+    if as_json:
+        print_json({"name": entry.name, "classes": entry.classes, "added": entry.added})
+        return
+    stdout().print(f"{entry.name} added with {len(entry.classes)} classes: {', '.join(entry.classes)}", soft_wrap=True)
+
+
+@support_app.command("list")
+def list_supports(as_json: JsonOption = False) -> None:
+    """List the cases of the library."""
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    library = SupportLibrary()
+    entries = library.entries()
+    if as_json:
+        cases = [{"name": e.name, "classes": e.classes, "added": e.added} for e in entries]
+        print_json({"folder": str(library.folder), "cases": cases})
+        return
+    table = Table("Name", "Classes", "Added")
+    for entry in entries:
+        table.add_row(entry.name, ", ".join(entry.classes), entry.added)
+    stdout().print(table)
+    stdout().print(f"Cases are kept in {library.folder}", soft_wrap=True)
+
+
+@support_app.command("remove")
+def remove_support(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from 'sam2assist support list'.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a case from the library."""
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    SupportLibrary().remove(name)
+    if as_json:
+        print_json({"removed": name})
+        return
+    stdout().print(f"{name} removed", soft_wrap=True)

@@ -1,0 +1,227 @@
+"""A measurement as it is asked for, put together: what runs, what is kept, and what is written in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAM2AssistLib.engine import store as model_store
+from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, measure_organs
+from SAM2AssistLib.evaluation.cases import Case, find_cases
+from SAM2AssistLib.evaluation.interactive import DEFAULT_CLICKS, Trial, users
+from SAM2AssistLib.evaluation.methods import EngineMethod
+from SAM2AssistLib.evaluation.organ_report import write_organ_report
+from SAM2AssistLib.evaluation.organs import PUBLISHED
+from SAM2AssistLib.evaluation.peers import make_peers
+from SAM2AssistLib.evaluation.report import About, write_report
+from SAM2AssistLib.evaluation.running import Plan, Progress, measure
+from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, FromFiles, Source, SupportDraws
+from SAM2AssistLib.evaluation.store import Store
+from SAM2AssistLib.prompting.self_prompt import HEAD_FILE, embedded_adapter, load_self_prompter
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+
+INTERACTIVE = ("cvpr25", "clicks", "human")
+WHOLE_CASES = ("auto", "support", *PUBLISHED)
+PROTOCOLS = (*INTERACTIVE, *WHOLE_CASES)
+DEFAULT_SEEDS = {"human": 3, "support": 5}
+"""Repetitions of what is random, where one would say too little."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes
+    ----------
+    data, part, cases, structures, least_voxels : what is measured on; all cases and structures if empty.
+    protocol : of `PROTOCOLS`.
+    out : folder of the results.
+    clicks, seeds : None for the protocol's own.
+    peers : names of peers; same_clicks : whether they get our clicks.
+    predictions : folder of results to score instead of segmenting.
+    supports, support_part : how many support cases a draw has, and the part of the data that they are drawn from.
+    model, adapter, device : what segments.
+    """
+
+    data: Path
+    protocol: str
+    out: Path
+    part: str | None = None
+    cases: tuple[str, ...] = ()
+    structures: tuple[str, ...] = ()
+    least_voxels: int = 500
+    clicks: int | None = None
+    seeds: int | None = None
+    peers: tuple[str, ...] = ()
+    same_clicks: bool = True
+    predictions: Path | None = None
+    supports: int = 1
+    support_part: str | None = None
+    model: str = "mini"
+    adapter: Path | None = None
+    device: str = "auto"
+
+    @property
+    def repetitions(self) -> int:
+        """How often what is random is repeated."""
+        return DEFAULT_SEEDS.get(self.protocol, 1) if self.seeds is None else self.seeds
+
+    @property
+    def corrections(self) -> int:
+        """How many clicks follow the first prompt."""
+        return DEFAULT_CLICKS.get(self.protocol, 0) if self.clicks is None else self.clicks
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides the result on a case, as JSON."""
+        files = self.predictions is not None
+        return {
+            "protocol": self.protocol,
+            "data": self.data.resolve().name,
+            "model": None if files else self.model,
+            "weights": None if files else _digest(model_store.weights_path(find_model(self.model))),
+            "adapter": None if self.adapter is None else self.adapter.name,
+            "adapter_weights": None if self.adapter is None else _digest(self.adapter / "adapter_model.safetensors"),
+            "clicks": self.corrections,
+            "seeds": self.repetitions,
+            "structures": list(self.structures),
+            "least_voxels": self.least_voxels if self.protocol in INTERACTIVE else None,
+            "peers": list(self.peers),
+            "same_clicks": self.same_clicks if self.peers else None,
+            "predictions": self.predictions.resolve().name if self.predictions else None,
+            "supports": self.supports if self.protocol == "support" else None,
+            "support_part": self.support_part if self.protocol == "support" else None,
+        }
+
+
+class Interactive:
+    """A measurement of `INTERACTIVE`.
+
+    Parameters
+    ----------
+    request : what is asked for.
+    cases : that it is measured on.
+    """
+
+    def __init__(self, request: Request, cases: Sequence[Case]) -> None:
+        self.request, self.cases = request, cases
+        self.settings = request.settings()
+        self.engine = _engine(request)
+        self.plan = Plan(
+            methods=(EngineMethod(self.engine), *make_peers(request.peers, self.engine)),
+            users=tuple(users(request.protocol, request.repetitions)),
+            clicks=request.corrections,
+            structures=request.structures,
+            least_voxels=request.least_voxels,
+            replay=request.same_clicks,
+        )
+        self.store = Store(request.out, self.settings, Trial)  # last, so that what is refused leaves no folder
+
+    def run(self) -> Iterator[Progress]:
+        """Measure what has not been measured yet."""
+        return measure(self.cases, self.plan, self.store)
+
+    def write(self, *, complete: bool) -> dict[str, Any]:
+        """Write the report, without pictures if it is not complete; returns what ``results.json`` sums up."""
+        about = About(self.request.protocol, self.settings, str(self.engine.model.device), complete)
+        content = write_report(self.store, self.cases, about, pictures=complete)
+        if complete and not content["methods"]:
+            raise InputError(
+                f"No structure of {self.request.data} has {self.request.least_voxels} voxels or more; lower "
+                "--least-voxels."
+            )
+        return content
+
+
+class WholeCases:
+    """A measurement of `WHOLE_CASES`.
+
+    Parameters
+    ----------
+    request : what is asked for.
+    cases : that it is measured on.
+    """
+
+    def __init__(self, request: Request, cases: Sequence[Case]) -> None:
+        self.request, self.cases = request, cases
+        self.settings = request.settings()
+        self.device = "none"
+        source = self._source()
+        protocol = PUBLISHED.get(request.protocol)
+        organs = request.structures or (protocol.organs if protocol else _organs_of(cases, source))
+        if protocol is not None:
+            organs = tuple(organ for organ in protocol.organs if organ in organs)
+        self.plan = OrganPlan(source, organs, protocol, request.repetitions if request.protocol == "support" else 1)
+        self.store = Store(request.out, self.settings, OrganScore)  # last, so that what is refused leaves no folder
+
+    def _source(self) -> Source:
+        request = self.request
+        if request.predictions is not None:
+            return FromFiles(request.predictions)
+        engine = _engine(request)
+        self.device = str(engine.model.device)
+        if request.protocol == "support":
+            pool = find_cases(request.data, request.support_part)
+            return AutoSegment(engine, None, SupportDraws(tuple(pool), request.supports))
+        adapter = request.adapter
+        if adapter is None or (request.protocol != "auto" and not (adapter / HEAD_FILE).is_file()):
+            return FromBoxes(engine)
+        return AutoSegment(engine, load_self_prompter(engine, adapter), None)
+
+    def run(self) -> Iterator[Progress]:
+        """Measure what has not been measured yet."""
+        return measure_organs(self.cases, self.plan, self.store)
+
+    def write(self, *, complete: bool) -> dict[str, Any]:
+        """Write the report, without pictures if it is not complete; returns what ``results.json`` sums up."""
+        about = About(self.request.protocol, self.settings, self.device, complete)
+        return write_organ_report(self.store, self.cases, about, self.plan, pictures=complete)
+
+
+def measurement(request: Request, cases: Sequence[Case]) -> Interactive | WholeCases:
+    """Put a measurement together; the model is loaded here.
+
+    Raises
+    ------
+    InputError
+        If what is asked for does not go together, or the result folder holds something else.
+    ModelError
+        If the model or the adapter cannot be used.
+    """
+    if request.protocol in INTERACTIVE:
+        if request.predictions is not None:
+            raise InputError(f"Results in files cannot be clicked on; leave --predictions out of {request.protocol}.")
+        return Interactive(request, cases)
+    if request.protocol == "auto" and request.adapter is None and request.predictions is None:
+        request = replace(request, adapter=embedded_adapter(request.model))
+    if request.peers:
+        raise InputError(f"The protocol {request.protocol} has no clicks for peers; leave --peers out.")
+    return WholeCases(request, cases)
+
+
+def _engine(request: Request) -> Engine:
+    from SAM2AssistLib.engine.loading import load_engine
+
+    return load_engine(request.model, request.device, request.adapter)
+
+
+def _organs_of(cases: Sequence[Case], source: Source) -> tuple[str, ...]:
+    """The structures that the data name and the source knows."""
+    named = dict.fromkeys(name for case in cases for name in case.names)
+    known = source.classes()
+    organs = tuple(name for name in named if known is None or name in known)
+    if not organs:
+        raise InputError("The data and the model have no structure in common; check the names in labels.json.")
+    return organs
+
+
+def _digest(path: Path) -> str:
+    """Tell weights apart: the first 16 digits of their SHA-256."""
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the folder.")
+    return model_store.file_sha256(path)[:16]

@@ -1,0 +1,188 @@
+"""Where the masks of organs come from that a protocol scores: files, one box for each organ, or Auto-Segment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.evaluation.cases import Case, ReadCase
+from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
+from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+    from SAM2AssistLib.prompting.self_prompt import SelfPrompter
+    from SAM2AssistLib.prompting.support import SupportCase
+
+Masks = dict[str, NDArray[np.bool_]]
+
+ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")
+
+
+class Source(Protocol):
+    """Something that segments the organs of a case.
+
+    Attributes
+    ----------
+    name : in reports.
+    told : what it was told besides the image, for the report; "" for nothing.
+    """
+
+    name: str
+    told: str
+
+    def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
+        """Segment a case; organs that were not found may be left out.
+
+        Parameters
+        ----------
+        draw : number of the repetition, for what is random.
+        """
+
+    def classes(self) -> Collection[str] | None:
+        """What it can segment; None if that is for the data to say."""
+
+
+class FromFiles:
+    """Results of any program, one file for each case.
+
+    Parameters
+    ----------
+    folder : with ``CASE.nii.gz``, ``CASE.seg.nrrd`` or the like, names of label maps in ``labels.json``.
+    """
+
+    name, told = "files", ""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder of results '{folder}'; check the path after --predictions.")
+        self.folder = folder
+
+    def classes(self) -> None:
+        """Whatever the data name."""
+
+    def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
+        """Read the file of a case."""
+        path = next((p for e in ENDINGS if (p := self.folder / (case.name + e)).is_file()), None)
+        if path is None:
+            raise InputError(f"{self.folder} has no result for the case {case.name}; put {case.name}.nii.gz there.")
+        found, ijk_to_lps = read_segmentation(path)
+        return {named.name: named.mask for named in masks_on_grid_of(case.volume, found, ijk_to_lps)}
+
+
+class FromBoxes:
+    """The engine, told where each organ is by a box on its middle slice: what prompts alone can reach.
+
+    Parameters
+    ----------
+    engine : from `load_engine`.
+    """
+
+    name = "SAM2Assist, one box for each organ"
+    told = (
+        "A box on the middle slice of each organ that is there. Who is told where the organs are, and which are there, "
+        "cannot be compared with who is not."
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def classes(self) -> None:
+        """Whatever the data name."""
+
+    def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
+        """Box what is there and propagate all of it together."""
+        with self.engine.open(case.volume) as session:
+            handles = {}
+            for organ in organs:
+                reference = case.reference(organ)
+                if reference.any():
+                    handles[organ] = session.add_segment(organ)
+                    session.place_box(handles[organ], box_on_middle_slice(reference))
+            for _ in session.propagate():
+                pass
+            return {organ: session.mask(handle) for organ, handle in handles.items()}
+
+
+@dataclass(frozen=True)
+class SupportDraws:
+    """Support cases drawn at random, the same in a draw for all cases that are segmented.
+
+    Attributes
+    ----------
+    pool : to draw from; a case is never its own support.
+    count : of support cases in a draw.
+    """
+
+    pool: tuple[Case, ...]
+    count: int
+
+    def drawn(self, query: str, draw: int) -> list[Case]:
+        """Draw for a case.
+
+        Raises
+        ------
+        InputError
+            If the pool is too small.
+        """
+        order = np.random.default_rng(draw).permutation(len(self.pool))
+        others = [self.pool[n] for n in order if self.pool[n].name != query]
+        if len(others) < self.count:
+            raise InputError(
+                f"There are {len(others)} cases to support {query} and {self.count} are wanted; name a larger part "
+                "with --support-part."
+            )
+        return others[: self.count]
+
+
+class AutoSegment:
+    """The engine without prompts: with a self-prompt head, or with support cases.
+
+    Parameters
+    ----------
+    engine : with the head's adapter, if there is one.
+    prompter : the head.
+    draws : of support cases.
+    """
+
+    def __init__(self, engine: Engine, prompter: SelfPrompter | None, draws: SupportDraws | None) -> None:
+        self.engine, self.prompter, self.draws = engine, prompter, draws
+        self.name = "SAM2Assist, Auto-Segment"
+        count = 0 if draws is None else draws.count
+        self.told = f"{count} support case{'s' if count > 1 else ''} in each draw." if count else ""
+
+    def classes(self) -> Collection[str] | None:
+        """What the head is good enough at; with support cases, whatever the data name."""
+        return None if self.prompter is None else self.prompter.classes
+
+    def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
+        """Segment what the head or the support cases know of the organs."""
+        from SAM2AssistLib.prompting.auto import auto_segment
+
+        support = [] if self.draws is None else self._support(case.name, organs, draw)
+        taught = {name for one in support for name in one.masks} | set(self.prompter.classes if self.prompter else ())
+        wanted = [organ for organ in organs if organ in taught]
+        if not wanted:
+            return {}
+        with self.engine.open(case.volume) as session:
+            for _ in auto_segment(session, adapter=self.prompter, support=support, classes=wanted):
+                pass
+            return {segment.name: session.mask(segment) for segment in session.segments}
+
+    def _support(self, query: str, organs: Sequence[str], draw: int) -> list[SupportCase]:
+        from SAM2AssistLib.prompting.support import SupportCase
+
+        assert self.draws is not None
+        found = []
+        for case in self.draws.drawn(query, draw):
+            held = case.read()
+            masks = {organ: mask for organ in organs if (mask := held.reference(organ)).any()}
+            if masks:
+                found.append(SupportCase(case.name, held.volume, masks))
+        return found

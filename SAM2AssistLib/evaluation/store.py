@@ -1,0 +1,169 @@
+"""What has been measured so far, kept on the disk so that a long measurement can be broken off and gone on with.
+
+A result folder holds ``settings.json`` (what was measured, and how), ``cases/CASE.json`` (the results of a case,
+renewed after each structure) and ``masks/CASE/*.npz`` (the masks, for the pictures of the report).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.named_mask import bounding_box
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class CaseResults(Generic[Record]):
+    """What is known of a case.
+
+    Attributes
+    ----------
+    structures : all that are to be measured.
+    measured : those that have been.
+    records : one or more for each of these.
+    """
+
+    structures: tuple[str, ...]
+    measured: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return set(self.structures) <= set(self.measured)
+
+
+class Store(Generic[Record]):
+    """A result folder.
+
+    Parameters
+    ----------
+    folder : made if it is not there.
+    settings : what is measured, as JSON; the same for all results in the folder.
+    record_type : a flat dataclass of numbers, strings and tuples.
+
+    Raises
+    ------
+    InputError
+        If the folder holds results of other settings.
+    OutputError
+        If it cannot be made.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], record_type: type[Record]) -> None:
+        self.folder, self.record_type = folder, record_type
+        settings = json.loads(json.dumps(settings))  # as they will be read again
+        try:
+            (folder / "cases").mkdir(parents=True, exist_ok=True)
+            (folder / "masks").mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The folder {folder} cannot be made ({error.strerror}); choose another one.") from error
+        path = folder / "settings.json"
+        if path.is_file():
+            _check_same(folder, _read(path), settings)
+        write_json(path, settings)
+
+    def load(self, case: str) -> CaseResults[Record] | None:
+        """Return what is known of a case, None if nothing is."""
+        path = self._case_path(case)
+        if not path.is_file():
+            return None
+        content = _read(path)
+        try:
+            records = tuple(self._record(row) for row in content["records"])
+            return CaseResults(tuple(content["structures"]), tuple(content["measured"]), records)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} was written by another version; delete it to have its case measured anew."
+            ) from error
+
+    def save(self, case: str, results: CaseResults[Record]) -> None:
+        """Keep what is known of a case."""
+        rows = [asdict(record) for record in results.records]  # type: ignore[call-overload]
+        content = {"case": case, "structures": results.structures, "measured": results.measured, "records": rows}
+        write_json(self._case_path(case), content)
+
+    def save_mask(self, case: str, key: Sequence[object], mask: NDArray[np.bool_]) -> None:
+        """Keep a mask (k, j, i)."""
+        path = self._mask_path(case, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        box = bounding_box(mask)
+        bounds = [] if box is None else [[part.start, part.stop] for part in box]
+        voxels = np.zeros((0, 0, 0), bool) if box is None else mask[box]
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            shape=np.array(mask.shape),
+            bounds=np.array(bounds, int).reshape(-1, 2),
+            bits=np.packbits(voxels),
+        )
+        with atomic_path(path) as part:
+            part.write_bytes(buffer.getvalue())
+
+    def load_mask(self, case: str, key: Sequence[object]) -> NDArray[np.bool_] | None:
+        """Return a mask (k, j, i) that was kept, else None."""
+        path = self._mask_path(case, key)
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as held:
+            mask = np.zeros(held["shape"], bool)
+            bounds = held["bounds"]
+            if len(bounds):
+                shape = tuple(int(n) for n in bounds[:, 1] - bounds[:, 0])
+                voxels = np.unpackbits(held["bits"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+                mask[tuple(slice(a, b) for a, b in bounds)] = voxels
+        return mask
+
+    def _record(self, row: dict[str, Any]) -> Record:
+        names = {field.name for field in fields(self.record_type)}  # type: ignore[arg-type]
+        if set(row) != names:
+            raise KeyError(", ".join(set(row) ^ names))
+        return self.record_type(**{key: _as_tuple(value) for key, value in row.items()})
+
+    def _case_path(self, case: str) -> Path:
+        return self.folder / "cases" / f"{quote(case, safe='')}.json"
+
+    def _mask_path(self, case: str, key: Sequence[object]) -> Path:
+        name = "_".join(quote(str(part), safe="") for part in key)
+        return self.folder / "masks" / quote(case, safe="") / f"{name}.npz"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged; delete it to have it made anew.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no result of an evaluation; choose another folder for --out.")
+    return content
+
+
+def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in sorted({*held, *wanted}):
+        if held.get(key) != wanted.get(key):
+            raise InputError(
+                f"{folder} holds results for {key} {json.dumps(held.get(key))}, not {json.dumps(wanted.get(key))}; "
+                "choose another folder for --out."
+            )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

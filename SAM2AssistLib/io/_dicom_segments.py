@@ -1,0 +1,135 @@
+"""What DICOM-SEG says of each segment: PS3.3 C.8.20.4, in highdicom's words and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydicom.dataset import Dataset
+
+from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
+from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.terminology import CODING_SCHEME, Code, Terminology, terminology_of
+
+if TYPE_CHECKING:
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+
+# Longest value of VR LO (PS3.5, 6.2), of which Segment Label is.
+_LABEL_LENGTH = 64
+
+# 16 bits for a value of 0 to 100 and of -128 to 127 (PS3.3 C.10.7.1.1).
+_CIELAB_STEPS = 65535.0
+
+
+def label_of(name: str) -> str:
+    """A name as a Segment Label: a backslash would divide it, and more than 64 characters are not allowed."""
+    return name.replace("\\", "/").strip()[:_LABEL_LENGTH] or "segment"
+
+
+def describe(masks: Sequence[NamedMask], algorithm: Algorithm) -> list[SegmentDescription]:
+    """Describe segments, numbered from 1.
+
+    Parameters
+    ----------
+    masks : sequence of NamedMask
+    algorithm : Algorithm
+        Who made them.
+    """
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from highdicom.uid import UID
+    from pydicom.sr.codedict import codes
+
+    identification = AlgorithmIdentificationSequence(
+        name=algorithm.name,
+        family=codes.DCM.ArtificialIntelligence,
+        version=algorithm.version,
+        source=PROGRAM,
+        parameters=algorithm.parameters or None,
+    )
+    descriptions = []
+    for number, named in enumerate(masks, 1):
+        coded = named.coded
+        label = label_of(named.name)
+        description = SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=_dicom_code(coded.category),
+            segmented_property_type=_dicom_code(coded.type),
+            algorithm_type=algorithm.segment_algorithm_type,
+            algorithm_identification=identification,
+            tracking_uid=named.tracking_uid or UID(),
+            tracking_id=label,
+            anatomic_regions=[_dicom_code(coded.region)] if coded.region else None,
+            display_color=CIELabColor.from_rgb(*(round(255 * part) for part in coded.color_rgb)),
+        )
+        if label != named.name:
+            description.SegmentDescription = named.name[:1024]
+        if coded.modifier:
+            type_item = description.SegmentedPropertyTypeCodeSequence[0]
+            type_item.SegmentedPropertyTypeModifierCodeSequence = [_code_item(coded.modifier)]
+        if coded.region and coded.region_modifier:
+            description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [_code_item(coded.region_modifier)]
+        descriptions.append(description)
+    return descriptions
+
+
+def name_of(description: Dataset) -> str:
+    """The name of a segment of a DICOM-SEG: its whole name where the label had to be cut, else the label."""
+    label = str(description.get("SegmentLabel") or "").strip()
+    whole = str(description.get("SegmentDescription") or "").strip()
+    if whole and label_of(whole) == label:
+        return whole
+    return label or f"Segment_{description.get('SegmentNumber', 0)}"
+
+
+def terminology_in(description: Dataset) -> Terminology | None:
+    """The codes and color of a segment of a DICOM-SEG; None if they are not SNOMED CT, so that its name has to do."""
+    category = _code_in(description, "SegmentedPropertyCategoryCodeSequence")
+    kind = _code_in(description, "SegmentedPropertyTypeCodeSequence")
+    if category is None or kind is None:
+        return None
+    type_item = description.SegmentedPropertyTypeCodeSequence[0]
+    region = _code_in(description, "AnatomicRegionSequence")
+    region_item = description.AnatomicRegionSequence[0] if region else Dataset()
+    return Terminology(
+        category=category,
+        type=kind,
+        color_rgb=_color_in(description),
+        modifier=_code_in(type_item, "SegmentedPropertyTypeModifierCodeSequence"),
+        region=region,
+        region_modifier=_code_in(region_item, "AnatomicRegionModifierSequence"),
+    )
+
+
+def _dicom_code(code: Code) -> CodedConcept:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(code.value, CODING_SCHEME, code.meaning)
+
+
+def _code_item(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, CODING_SCHEME, code.meaning
+    return item
+
+
+def _code_in(holder: Dataset, keyword: str) -> Code | None:
+    items = holder.get(keyword)
+    if not items or items[0].get("CodingSchemeDesignator") != CODING_SCHEME or not items[0].get("CodeValue"):
+        return None
+    return Code(str(items[0].CodeValue), str(items[0].get("CodeMeaning") or ""))
+
+
+def _color_in(description: Dataset) -> tuple[float, float, float]:
+    """The recommended color as RGB from 0 to 1; where there is none, that of the name."""
+    from skimage.color import lab2rgb
+
+    stored = description.get("RecommendedDisplayCIELabValue")
+    if not stored or len(stored) != 3:
+        return terminology_of(name_of(description)).color_rgb
+    light, a_star, b_star = (float(value) / _CIELAB_STEPS for value in stored)
+    red, green, blue = lab2rgb([100 * light, 255 * a_star - 128, 255 * b_star - 128]).tolist()
+    return red, green, blue

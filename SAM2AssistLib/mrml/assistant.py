@@ -1,0 +1,171 @@
+"""All workspaces of a scene, and the one engine they share.
+
+This is what the Slicer module talks to; it runs without any window, too:
+
+    assistant = Assistant(slicer.mrmlScene)
+    workspace = assistant.open(volume_node, segmentation_node)
+    workspace.add_prompt(segment_id, Gesture.of(Kind.POINT, point_ras))
+    assistant.wait()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from SAM2AssistLib.engine.worker import Worker
+from SAM2AssistLib.mrml.desk import Desk
+from SAM2AssistLib.mrml.observing import Observation, forget, observe
+from SAM2AssistLib.mrml.volumes import VoxelState, automatic_axis, volume_from_node, voxel_state
+from SAM2AssistLib.mrml.voxels import Grid
+from SAM2AssistLib.mrml.workspace import Listener, Workspace
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+
+
+AUTOMATIC = "automatic"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """Which engine.
+
+    Attributes
+    ----------
+    model : a name of the catalogue.
+    device : "auto", "cpu", "cuda", "cuda:N" or "mps".
+    adapter : folder of an adapter, or None.
+    """
+
+    model: str = "mini"
+    device: str = "auto"
+    adapter: str | None = None
+
+
+def load(choice: EngineChoice) -> Engine:
+    """Load the engine of a choice; raises as `load_engine`."""
+    from SAM2AssistLib.engine.loading import load_engine
+
+    return load_engine(choice.model, device=choice.device, adapter=choice.adapter)
+
+
+@dataclass
+class _Opened:
+    workspace: Workspace
+    voxels: VoxelState
+    choice: EngineChoice
+    along: str
+
+
+class Assistant:
+    """The workspaces of a scene.
+
+    Parameters
+    ----------
+    scene : vtkMRMLScene, whose closing and whose removed nodes are noticed.
+    loader : makes the engine of a choice, in the worker's thread.
+    """
+
+    def __init__(self, scene: Any, loader: Callable[[EngineChoice], Engine] = load) -> None:
+        self.scene = scene
+        self.worker = Worker()
+        self.choice = EngineChoice()
+        self.listener = Listener()
+        self._loader = loader
+        self._engine: tuple[EngineChoice, Engine] | None = None
+        self._opened: dict[tuple[str, str], _Opened] = {}
+        self._observations = self._observe_scene()
+
+    def close(self) -> None:
+        """End all work and the thread; for the module's end and the application's."""
+        self.close_workspaces()
+        forget(self._observations)
+        self.worker.close()
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """The open ones."""
+        return tuple(opened.workspace for opened in self._opened.values())
+
+    def open(self, volume_node: Any, segmentation_node: Any, along: str = AUTOMATIC) -> Workspace:
+        """Return the workspace of a pair of nodes; the same one as long as voxels, grid, engine and direction stay.
+
+        Parameters
+        ----------
+        along : whose slices to propagate along, "axial", "coronal" or "sagittal"; "automatic" chooses by spacing and
+            orientation.
+
+        Raises
+        ------
+        InputError
+            If the volume cannot be used, see `volume_from_node`.
+        """
+        key = (volume_node.GetID(), segmentation_node.GetID())
+        opened = self._opened.get(key)
+        state = voxel_state(volume_node)
+        if opened is not None:
+            same = (opened.voxels, opened.choice, opened.along) == (state, self.choice, along)
+            if same and opened.workspace.painter.grid.is_that_of(Grid.of(volume_node, segmentation_node)):
+                return opened.workspace
+            self._close(key)
+        volume = volume_from_node(volume_node)
+        choice = self.choice
+        axis = automatic_axis(volume) if along == AUTOMATIC else volume.array_axis_of(along)
+        desk = Desk(volume, axis, lambda: self.engine(choice))
+        workspace = Workspace(self.scene, volume_node, segmentation_node, self.worker, desk, self.listener)
+        workspace.successor = lambda: self.open(volume_node, segmentation_node, along)
+        self._opened[key] = _Opened(workspace, state, choice, along)
+        return workspace
+
+    def engine(self, choice: EngineChoice) -> Engine:
+        """Return the engine of a choice, loading it if it is another one than before; for the worker's thread."""
+        if self._engine is None or self._engine[0] != choice:
+            self._engine = None  # the old one's memory is free before the new one needs it
+            self._engine = (choice, self._loader(choice))
+        return self._engine[1]
+
+    def choose(self, **changes: Any) -> None:
+        """Choose another model, device or adapter; the next `open` makes workspaces for it."""
+        self.choice = replace(self.choice, **changes)
+
+    def pump(self, seconds: float = 0.02) -> bool:
+        """Deliver what the engine has found; called from a timer. Returns whether there is more to wait for."""
+        busy = self.worker.pump(seconds)
+        for workspace in self.workspaces:
+            workspace.flush()
+        return busy
+
+    def wait(self, seconds: float = 60.0) -> bool:
+        """Deliver until all is done, for scripts and tests; returns whether that came to pass."""
+        done = self.worker.wait(seconds)
+        for workspace in self.workspaces:
+            workspace.flush()
+        return done
+
+    def close_workspaces(self) -> None:
+        """Close all workspaces, as when the scene is closed."""
+        for key in list(self._opened):
+            self._close(key)
+
+    # Inside
+
+    def _close(self, key: tuple[str, str]) -> None:
+        opened = self._opened.pop(key, None)
+        if opened is not None:
+            opened.workspace.close()
+
+    def _observe_scene(self) -> list[Observation]:
+        import vtk
+
+        return [
+            observe(self.scene, self.scene.NodeRemovedEvent, self._node_removed, vtk.VTK_OBJECT),
+            observe(self.scene, self.scene.StartCloseEvent, self.close_workspaces),
+        ]
+
+    def _node_removed(self, node: Any) -> None:
+        for key in [key for key in self._opened if node.GetID() in key]:
+            self._close(key)
+        for workspace in self.workspaces:
+            workspace.prompts.node_removed(node)

@@ -1,0 +1,350 @@
+"""The worker's side of a workspace: one session, spoken to in the scene's words.
+
+Everything here runs in the engine's thread (`engine.worker`), and nothing here knows the scene. What the scene has to
+learn is yielded as patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
+from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
+from SAM2AssistLib.volume import CTVolume
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+    from SAM2AssistLib.engine.segment import PlacedPrompt, Segment
+    from SAM2AssistLib.engine.session import Session
+
+FEW_SLICES = 3
+"""So many edited slices are prompts whose correction travels on; more of them are a segment made elsewhere."""
+
+ANCHORS = 8
+"""Slices of a segment made elsewhere that the engine remembers; as many as it attends to at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A slice of a segment as it is now.
+
+    Attributes
+    ----------
+    segment_id : of the segmentation node's segment.
+    axis, index : the slice, along the array axis (0 = k, 1 = j, 2 = i).
+    mask : (rows, columns) bool.
+    """
+
+    segment_id: str
+    axis: int
+    index: int
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Slices visited, and those that will have been at most."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Confidence:
+    """How sure the engine is of a segment on each slice along its axis, from 0 to 1; NaN where it has not been."""
+
+    segment_id: str
+    axis: int
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The prompts of every segment, after undo and redo."""
+
+    gestures: Mapping[str, tuple[Gesture, ...]]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Which classes Auto-Segment has found."""
+
+    present: Mapping[str, bool]
+
+
+class Desk:
+    """A session whose segments are known by the ids of a segmentation node.
+
+    Parameters
+    ----------
+    volume : in the coordinates of the gestures.
+    axis : array axis along which segments are propagated.
+    engine : makes or finds the engine; called in the worker's thread when the first prompt comes.
+    """
+
+    def __init__(self, volume: CTVolume, axis: int, engine: Callable[[], Engine]) -> None:
+        self.volume, self.axis = volume, axis
+        self._engine = engine
+        self._session: Session | None = None
+        self._segments: dict[str, Segment] = {}
+        self._gesture_of: dict[int, Gesture] = {}
+        self._settled: dict[str, tuple[Gesture, ...]] = {}
+        self._shown: set[tuple[str, int, int]] = set()
+
+    @property
+    def session(self) -> Session:
+        """The session; the first use loads the engine, which may fail as `load_engine` does."""
+        if self._session is None:
+            self._session = self._engine().open(self.volume, axis=self.axis)
+        return self._session
+
+    @property
+    def mark(self) -> int:
+        """The place in the engine's history, to come back to with `undo_to`."""
+        return 0 if self._session is None else self._session.history.newest
+
+    def close(self) -> None:
+        """Free what the session holds."""
+        if self._session is not None:
+            self._session.close()
+
+    # What the user does
+
+    def warm_up(self, index: int) -> Iterator[Progress]:
+        """Load the engine and look at the slice in view, so that the first click is as quick as any other."""
+        for step in self.session.encode_ahead(index):
+            yield Progress(step.done, step.total)
+
+    def sync(self, segment_id: str, name: str, wanted: Sequence[Gesture]) -> Iterator[Patch | Confidence]:
+        """Bring a segment's prompts in line with what the scene shows: what went is removed, what came is placed.
+
+        Raises
+        ------
+        InputError
+            If a prompt cannot be used; then nothing has changed.
+        """
+        mark = self.mark
+        try:
+            segment = self._segment(segment_id, name)
+            self._take_away(segment_id, segment, wanted)
+            present = self._gestures(segment_id, segment)
+            for gesture in wanted:
+                if gesture not in present:
+                    self._place(segment, gesture)
+        except BaseException:
+            self.undo_to(mark)
+            raise
+        yield from self._patches(mark, set())
+        yield self._confidence(segment_id)
+
+    def propagate(self, segment_ids: Sequence[str] | None = None) -> Iterator[Patch | Progress | Confidence]:
+        """Carry segments from their prompted slices through the volume, slice by slice; may be left at any time."""
+        session, mark = self.session, self.mark
+        known = {segment.id: key for key, segment in self._present().items()}
+        chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
+        sent: set[tuple[int, int, int]] = set()
+        for step in session.propagate(chosen):
+            sent.add((step.segment.id, step.axis, step.index))
+            yield Progress(step.done, step.total)
+            yield self._patch(known[step.segment.id], step.segment, step.axis, step.index)
+        yield from self._patches(mark, sent)
+        for segment in chosen:
+            yield self._confidence(known[segment.id])
+
+    def auto(
+        self, wanted: Mapping[str, str], adapter: str | None, cases: Sequence[str]
+    ) -> Iterator[Patch | Progress | Confidence | Standing | Verdicts]:
+        """Find classes without prompts.
+
+        Parameters
+        ----------
+        wanted : segment ids by class name.
+        adapter : folder of an adapter; None for the embedded one, or for none where there are cases.
+        cases : names in the support library.
+
+        Raises
+        ------
+        SAM2AssistError
+            As `auto_segment` does.
+        """
+        from SAM2AssistLib.prompting.auto import auto_segment
+        from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+        session, mark = self.session, self.mark
+        library = SupportLibrary()
+        support = [library.prepare(session.engine, case, session.window) for case in cases]
+        for step in auto_segment(session, adapter=adapter, support=support, classes=list(wanted)):
+            yield Progress(step.done, step.total)
+            if step.segment is not None:
+                segment_id = wanted[step.segment.name]
+                self._segments[segment_id] = step.segment
+                if step.axis is not None and step.index is not None:
+                    yield self._patch(segment_id, step.segment, step.axis, step.index)
+            if step.verdicts:
+                yield Verdicts({verdict.name: verdict.present for verdict in step.verdicts})
+        yield from self._patches(mark, set())
+        yield self._standing()
+        for segment_id in wanted.values():
+            if segment_id in self._present():
+                yield self._confidence(segment_id)
+
+    def take_edit(
+        self, segment_id: str, name: str, axis: int, slices: Mapping[int, NDArray[np.bool_]]
+    ) -> Iterator[Confidence]:
+        """Take slices that somebody else has changed as prompts.
+
+        Parameters
+        ----------
+        axis : along which they are; those along another axis than the segment's are only noted in its mask.
+        slices : masks by index.
+        """
+        session, segment = self.session, self._segment(segment_id, name)
+        if axis != session.segment_axis(segment):
+            return
+        if len(slices) <= FEW_SLICES:
+            for index, mask in slices.items():
+                session.add_mask(segment, index, mask)
+        else:
+            prompted = {prompt.index for prompt in session.prompts(segment)}
+            anchors = (prompted & slices.keys()) | set(_anchors(slices))
+            session.adopt(segment, slices, sorted(anchors))
+        yield self._confidence(segment_id)
+
+    def settle(self, segment_id: str, gestures: Sequence[Gesture]) -> None:
+        """Note prompts of an earlier session, whose result the segment already holds."""
+        self._settled[segment_id] = tuple(gestures)
+
+    def remove(self, segment_id: str) -> None:
+        """Forget a segment that has been deleted."""
+        self._settled.pop(segment_id, None)
+        segment = self._present().get(segment_id)
+        if segment is not None:
+            self.session.remove_segment(segment)
+        self._segments.pop(segment_id, None)
+
+    def undo_to(self, mark: int) -> Standing:
+        """Take back what was done after a mark."""
+        while self._session is not None and self._session.history.newest > mark:
+            self._session.undo()
+        return self._standing()
+
+    def redo_to(self, mark: int) -> Standing:
+        """Bring back what was undone, up to a mark."""
+        while self._session is not None and (following := self._session.history.next_redo) and following <= mark:
+            self._session.redo()
+        return self._standing()
+
+    # What the user asks
+
+    def preview(self, segment_id: str, gesture: Gesture) -> Patch | None:
+        """Tell what a click would give on its slice, changing nothing; None if the engine is not ready for that."""
+        segment = self._present().get(segment_id)
+        if self._session is None:
+            return None
+        (point,) = gesture.prompts(self.volume, self.axis)
+        assert isinstance(point, PointPrompt)
+        axis = self._session.segment_axis(segment) if segment is not None else self.axis
+        mask = self._session.preview_point(segment, point)
+        index = round(point.index_ijk[2 - axis])
+        return None if mask is None else Patch(segment_id, axis, index, mask)
+
+    def next_doubtful_slice(self) -> tuple[str, int, int] | None:
+        """Return segment id, axis and index of the slice the engine is least sure of; asked again, of the next one.
+
+        None once there are no more; then it begins anew.
+        """
+        if self._session is None:
+            return None
+        by_number = {segment.id: key for key, segment in self._present().items()}
+        for slot in self._session.doubtful_slices():
+            place = (by_number.get(slot.segment.id, ""), slot.axis, slot.index)
+            if place[0] and place not in self._shown:
+                self._shown.add(place)
+                return place
+        self._shown.clear()
+        return None
+
+    # Inside
+
+    def _present(self) -> dict[str, Segment]:
+        """The segments that the session holds now; undo may have taken one out."""
+        if self._session is None:
+            return {}
+        held = set(self._session.segments)
+        return {key: segment for key, segment in self._segments.items() if segment in held}
+
+    def _segment(self, segment_id: str, name: str) -> Segment:
+        found = self._present().get(segment_id)
+        if found is not None:
+            return found
+        taken = {segment.name for segment in self.session.segments}
+        unique = name.strip() or segment_id
+        self._segments[segment_id] = self.session.add_segment(unique if unique not in taken else segment_id)
+        return self._segments[segment_id]
+
+    def _gestures(self, segment_id: str, segment: Segment) -> tuple[Gesture, ...]:
+        """The gestures that a segment's prompts come from, in order, each once."""
+        axis = self.session.segment_axis(segment)
+        found = []
+        for prompt in self.session.prompts(segment):
+            gesture = self._gesture_of.get(prompt.id) or gesture_of(prompt, axis, self.volume)
+            if gesture is not None:
+                self._gesture_of[prompt.id] = gesture
+                found.append(gesture)
+        return tuple(dict.fromkeys((*self._settled.get(segment_id, ()), *found)))
+
+    def _take_away(self, segment_id: str, segment: Segment, wanted: Sequence[Gesture]) -> None:
+        self._settled[segment_id] = tuple(g for g in self._settled.get(segment_id, ()) if g in wanted)
+        for prompt in self.session.prompts(segment):
+            gesture = self._gesture_of.get(prompt.id)
+            if gesture is not None and gesture not in wanted:
+                self.session.remove_prompt(segment, prompt)
+
+    def _place(self, segment: Segment, gesture: Gesture) -> None:
+        session = self.session
+        before = {prompt.id for prompt in session.prompts(segment)}
+        for prompt in gesture.prompts(self.volume, session.segment_axis(segment)):
+            if isinstance(prompt, BoxPrompt):
+                session.place_box(segment, prompt)
+            else:
+                session.place_point(segment, prompt)
+        new: list[PlacedPrompt] = [p for p in session.prompts(segment) if p.id not in before]
+        self._gesture_of.update({prompt.id: gesture for prompt in new})
+
+    def _patches(self, mark: int, sent: set[tuple[int, int, int]]) -> Iterator[Patch]:
+        """Yield the slices that changed after a mark and have not been sent."""
+        by_number = {segment.id: (key, segment) for key, segment in self._present().items()}
+        for number, axis, index in sorted(self.session.history.changed_since(mark) - sent):
+            if number in by_number:
+                yield self._patch(*by_number[number], axis, index)
+
+    def _patch(self, segment_id: str, segment: Segment, axis: int, index: int) -> Patch:
+        mask = self.session.mask_view(segment)
+        return Patch(segment_id, axis, index, np.take(mask, index, axis))
+
+    def _confidence(self, segment_id: str) -> Confidence:
+        segment = self._segments[segment_id]
+        axis = self.session.segment_axis(segment)
+        values = np.full(self.volume.shape_kji[axis], np.nan, np.float32)
+        told = self.session.confidence(segment)
+        if isinstance(told, Mapping):
+            values[list(told)] = list(told.values())
+        else:
+            values[:] = told
+        return Confidence(segment_id, axis, values)
+
+    def _standing(self) -> Standing:
+        return Standing({key: self._gestures(key, segment) for key, segment in self._present().items()})
+
+
+def _anchors(slices: Mapping[int, NDArray[np.bool_]]) -> list[int]:
+    """Choose slices that stand for the others: the ends of what is there, and some between."""
+    shown = sorted(index for index, mask in slices.items() if mask.any())
+    if len(shown) <= ANCHORS:
+        return shown
+    return [shown[place] for place in np.linspace(0, len(shown) - 1, ANCHORS).round().astype(int)]

@@ -1,0 +1,177 @@
+"""What the scene's segments are known to hold, and what the user's steps changed in them.
+
+Slices are kept as compressed bits: a segment of hundreds of slices takes some hundred kilobytes, and two slices are
+equal if their bytes are.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+EMPTY = b""
+"""How an empty slice is kept."""
+
+STEPS = 200
+"""Steps of undo that are kept."""
+
+
+def packed(mask: NDArray[np.bool_]) -> bytes:
+    """Compress a slice, bool (rows, columns)."""
+    return zlib.compress(np.packbits(mask).tobytes(), 1) if mask.any() else EMPTY
+
+
+def unpacked(bits: bytes, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Bring back what `packed` has compressed."""
+    if not bits:
+        return np.zeros(shape, bool)
+    flat = np.frombuffer(zlib.decompress(bits), np.uint8)
+    return np.unpackbits(flat, count=shape[0] * shape[1]).astype(bool).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One slice of one segment that a step has changed.
+
+    Attributes
+    ----------
+    segment_id, axis, index : which.
+    before, after : its voxels, `packed`.
+    """
+
+    segment_id: str
+    axis: int
+    index: int
+    before: bytes
+    after: bytes
+
+
+@dataclass
+class KnownMask:
+    """The voxels of one segment as we know them.
+
+    Attributes
+    ----------
+    axis : array axis along which they are sliced.
+    slices : by index, `packed`; those that are not there are empty.
+    """
+
+    axis: int
+    slices: dict[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], axis: int) -> KnownMask:
+        """Take those of a mask (k, j, i)."""
+        known = cls(axis)
+        turned = np.moveaxis(mask, axis, 0)
+        for index in np.flatnonzero(turned.any(axis=(1, 2))):
+            known.slices[int(index)] = packed(turned[index])
+        return known
+
+    def put(self, index: int, bits: bytes) -> bytes:
+        """Replace a slice; returns what was there."""
+        before = self.slices.pop(index, EMPTY)
+        if bits:
+            self.slices[index] = bits
+        return before
+
+    def changed_in(self, other: KnownMask) -> list[int]:
+        """Slices that differ from another mask along the same axis, from low to high."""
+        indices = self.slices.keys() | other.slices.keys()
+        return sorted(k for k in indices if self.slices.get(k, EMPTY) != other.slices.get(k, EMPTY))
+
+    def copy(self) -> KnownMask:
+        """Copy the list of slices, not their bytes."""
+        return KnownMask(self.axis, dict(self.slices))
+
+
+@dataclass
+class Step:
+    """One step of the user.
+
+    Attributes
+    ----------
+    title : for the menu.
+    mark_before, mark_after : the engine's history before and after it (`History.newest`); set by the engine's thread,
+        None until then.
+    """
+
+    title: str
+    mark_before: int | None = None
+    mark_after: int | None = None
+    entries: dict[tuple[str, int, int], Entry] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Note a changed slice; one that changes twice keeps what it was at first."""
+        key = (entry.segment_id, entry.axis, entry.index)
+        first = self.entries.get(key)
+        before = entry.before if first is None else first.before
+        self.entries[key] = Entry(entry.segment_id, entry.axis, entry.index, before, entry.after)
+
+    @property
+    def changed(self) -> list[Entry]:
+        """The slices that are not what they were."""
+        return [entry for entry in self.entries.values() if entry.before != entry.after]
+
+
+@dataclass
+class Journal:
+    """Steps that can be taken back, and those that can be brought back."""
+
+    done: list[Step] = field(default_factory=list)
+    undone: list[Step] = field(default_factory=list)
+
+    def begin(self, title: str) -> Step:
+        """Open a step; what was undone before is forgotten, and so is the oldest of too many."""
+        step = Step(title)
+        self.done.append(step)
+        self.undone.clear()
+        del self.done[: max(0, len(self.done) - STEPS)]
+        return step
+
+    def drop(self, step: Step) -> None:
+        """Forget a step that came to nothing."""
+        if step in self.done:
+            self.done.remove(step)
+
+    def back_to(self, known: dict[str, KnownMask], found: dict[str, KnownMask]) -> int:
+        """Tell how many steps back the segments were as they have been found now; 0 if they never were.
+
+        That is how an undo in the Segment Editor is recognised.
+        """
+        then = {segment_id: mask.copy() for segment_id, mask in known.items()}
+        for count, step in enumerate(reversed(self.done), 1):
+            for entry in step.changed:
+                mask = then.get(entry.segment_id)
+                if mask is None or mask.axis != entry.axis:
+                    return 0
+                mask.put(entry.index, entry.before)
+            if step.changed and _equal(then, found):
+                return count
+        return 0
+
+    def forward_to(self, known: dict[str, KnownMask], found: dict[str, KnownMask]) -> int:
+        """Tell how many undone steps ahead the segments were as they have been found now; 0 if they never were."""
+        then = {segment_id: mask.copy() for segment_id, mask in known.items()}
+        for count, step in enumerate(reversed(self.undone), 1):
+            for entry in step.changed:
+                mask = then.get(entry.segment_id)
+                if mask is None or mask.axis != entry.axis:
+                    return 0
+                mask.put(entry.index, entry.after)
+            if step.changed and _equal(then, found):
+                return count
+        return 0
+
+
+def _equal(one: dict[str, KnownMask], other: dict[str, KnownMask]) -> bool:
+    return all(other[key].slices == mask.slices for key, mask in one.items() if key in other)
+
+
+def reverse(entries: Iterable[Entry]) -> list[Entry]:
+    """Swap before and after."""
+    return [Entry(e.segment_id, e.axis, e.index, e.after, e.before) for e in entries]

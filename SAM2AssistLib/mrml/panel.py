@@ -1,0 +1,404 @@
+"""What the module's panel does, without its widgets.
+
+The panel's widgets call `Panel`; what is to be shown is told to a `View`, which the module's widget class is. So every
+gesture can be tested without a window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from SAM2AssistLib.engine.catalogue import find_model, model_names
+from SAM2AssistLib.engine.store import is_present
+from SAM2AssistLib.errors import InputError, SAM2AssistError
+from SAM2AssistLib.mrml import export, nodes
+from SAM2AssistLib.mrml.assistant import Assistant, EngineChoice
+from SAM2AssistLib.mrml.auto import AutoMode
+from SAM2AssistLib.mrml.desk import Confidence
+from SAM2AssistLib.mrml.gestures import Kind
+from SAM2AssistLib.mrml.observing import Observation, forget, observe
+from SAM2AssistLib.mrml.painting import EditableArea, Overlap
+from SAM2AssistLib.mrml.preview import Preview
+from SAM2AssistLib.mrml.strip import strip_ppm
+from SAM2AssistLib.mrml.workspace import Workspace
+
+EDITOR_TAG = "SAM2Assist"
+STRIP_HEIGHT = 12
+
+
+class View(Protocol):
+    """What shows; its names are in Slicer's style, because the module's widget class is one."""
+
+    def showBusy(self) -> None: ...  # noqa: D102, N802
+    def showError(self, sentence: str) -> None: ...  # noqa: D102, N802
+    def showStatus(self, sentence: str) -> None: ...  # noqa: D102, N802
+    def showProgress(self, title: str, done: int, total: int) -> None: ...  # noqa: D102, N802
+    def showConfidence(self, ppm: bytes) -> None: ...  # noqa: D102, N802
+    def showSegmentation(self, segmentationNode: Any) -> None: ...  # noqa: D102, N802, N803
+    def confidenceWidth(self) -> int: ...  # noqa: D102, N802
+    def updateButtons(self) -> None: ...  # noqa: D102, N802
+    def updateClasses(self) -> None: ...  # noqa: D102, N802
+
+
+class Panel:
+    """The panel's deeds.
+
+    Parameters
+    ----------
+    scene : vtkMRMLScene
+    assistant : the workspaces.
+    view : what shows.
+
+    Attributes
+    ----------
+    volume_node, segmentation_node : chosen in the panel; None if not.
+    installed : whether all packages are there.
+    """
+
+    def __init__(self, scene: Any, assistant: Assistant, view: View) -> None:
+        self.scene, self.assistant, self.view = scene, assistant, view
+        self.volume_node: Any = None
+        self.segmentation_node: Any = None
+        self.installed = True
+        self._auto_propagate, self._live_preview, self._along = True, True, "automatic"
+        self._placing: tuple[str, bool] | None = None
+        self._entered = False
+        self._confidence: dict[str, Confidence] = {}
+        self._auto = AutoMode(self)
+        self._preview = Preview(scene)
+        self._observations: list[Observation] = []
+        listener = assistant.listener
+        listener.error, listener.progress = self._failed, view.showProgress
+        listener.confidence, listener.changed = self._confident, view.showBusy
+
+    def close(self) -> None:
+        """Let go of the scene."""
+        self.exit()
+        self._preview.close()
+
+    # Coming and going
+
+    def enter(self) -> None:
+        """Follow the mouse from now on."""
+        if self._entered:
+            return
+        self._entered = True
+        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        for node, name, slot in (
+            (interaction, "InteractionModeChangedEvent", self._mode_changed),
+            (crosshair, "CursorPositionModifiedEvent", self._cursor_moved),
+        ):
+            if node is not None:
+                self._observations.append(observe(node, getattr(node, name), slot))
+        self.refresh_classes()
+        self.prepare()
+
+    def exit(self) -> None:
+        """Give the mouse back; work goes on."""
+        self.stop_placing()
+        self._entered = False
+        forget(self._observations)
+
+    def set_parameters(self, parameters: Any) -> None:
+        """Take over what is chosen in the panel; None for an empty scene."""
+        before, choice = (self.volume_node, self.segmentation_node), self.assistant.choice
+        if parameters is None:
+            self.volume_node = self.segmentation_node = None
+        else:
+            self.volume_node, self.segmentation_node = parameters.volume, parameters.segmentation
+            self._auto_propagate, self._live_preview = parameters.autoPropagate, parameters.livePreview
+            self._along = parameters.axis
+            adapter = str(parameters.adapter or "")
+            self.assistant.choice = EngineChoice(
+                parameters.model, parameters.device, adapter if adapter not in ("", ".") else None
+            )
+        if before != (self.volume_node, self.segmentation_node):
+            self.stop_placing()
+            self.prepare()
+        if choice != self.assistant.choice and self._entered:
+            self.refresh_classes()
+
+    def prepare(self) -> None:
+        """Load the engine and look at the slice in view, so that the first click is answered at once."""
+        if not (self._entered and self.installed and self.volume_node and self.segmentation_node):
+            return
+        with self._guarded():
+            workspace = self.workspace()
+            if workspace is not None:
+                workspace.warm_up(nodes.slice_in_view(self.volume_node, workspace.desk.axis))
+
+    # What is chosen
+
+    def editor_node(self) -> Any:
+        """Return the module's own vtkMRMLSegmentEditorNode, in which predictions overlap unless the user says other."""
+        node = self.scene.GetSingletonNode(EDITOR_TAG, "vtkMRMLSegmentEditorNode")
+        if node is None:
+            node = self.scene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+            node.UnRegister(None)
+            node.SetSingletonTag(EDITOR_TAG)
+            node.SetOverwriteMode(node.OverwriteNone)
+            node = self.scene.AddNode(node)
+        return node
+
+    def model_names(self) -> list[str]:
+        """List the models whose weights are on this computer; others are fetched on the command line."""
+        return [name for name in model_names() if is_present(find_model(name))]
+
+    def workspace(self, *, make: bool = False) -> Workspace | None:
+        """Return the workspace of the chosen nodes.
+
+        Parameters
+        ----------
+        make : whether to make a segmentation if none is chosen.
+
+        Raises
+        ------
+        InputError
+            If no volume is chosen, or it cannot be used.
+        """
+        if self.volume_node is None:
+            raise InputError("Choose a CT volume first.")
+        if self.segmentation_node is None:
+            if not make:
+                return None
+            self.view.showSegmentation(nodes.make_segmentation(self.scene, self.volume_node))
+        else:
+            nodes.link_to_volume(self.segmentation_node, self.volume_node)
+        workspace = self.assistant.open(self.volume_node, self.segmentation_node, self._along)
+        workspace.auto_propagate = self._auto_propagate
+        self._apply_masking(workspace)
+        for sentence in workspace.desk.volume.warnings:
+            self.view.showStatus(sentence)
+        return workspace
+
+    def segment_id(self, *, make: bool = False) -> str | None:
+        """Return the id of the segment chosen in the list; the first one, or a new one, if none is."""
+        if self.segmentation_node is None:
+            return None
+        segmentation, editor = self.segmentation_node.GetSegmentation(), self.editor_node()
+        chosen = editor.GetSelectedSegmentID()
+        if chosen and segmentation.GetSegment(chosen) is not None:
+            return str(chosen)
+        if segmentation.GetNumberOfSegments():
+            chosen = segmentation.GetNthSegmentID(0)
+        elif make:
+            chosen = segmentation.AddEmptySegment()
+        else:
+            return None
+        editor.SetSelectedSegmentID(chosen)
+        return str(chosen)
+
+    # States of buttons
+
+    def ready(self) -> bool:
+        """Whether prompts can be placed."""
+        return self.installed and self.volume_node is not None
+
+    def busy(self) -> bool:
+        """Whether the engine works."""
+        return self.assistant.worker.busy
+
+    def placing(self) -> tuple[str, bool] | None:
+        """Return kind and sign of the prompt that is being placed."""
+        return self._placing
+
+    def can_undo(self) -> bool:
+        """Whether there is a step to take back."""
+        return any(w.journal.done for w in self._current())
+
+    def can_redo(self) -> bool:
+        """Whether there is a step to bring back."""
+        return any(w.journal.undone for w in self._current())
+
+    # Deeds
+
+    def start_placing(self, kind: str, positive: bool) -> None:
+        """Let clicks in the views place prompts of a kind in the chosen segment."""
+        with self._guarded():
+            workspace = self.workspace(make=True)
+            segment_id = self.segment_id(make=True)
+            assert workspace is not None
+            assert segment_id is not None
+            node = workspace.prompts.node_for(segment_id, Kind(kind), positive=positive)
+            nodes.start_placing(self.scene, node, Kind(kind))
+            self._placing = (kind, positive)
+
+    def stop_placing(self) -> None:
+        """Let the mouse scroll and window again."""
+        self._placing = None
+        self._preview.hide()
+        nodes.stop_placing(self.scene)
+
+    def auto_segment(self, classes: Sequence[str]) -> None:
+        """Segment classes without prompts."""
+        with self._guarded():
+            self._auto.start(classes)
+
+    def propagate(self) -> None:
+        """Go on from prompts and edits of the chosen segment, and from whatever else is unfinished."""
+        with self._guarded():
+            workspace, segment_id = self.workspace(), self.segment_id()
+            if workspace is not None and segment_id is not None:
+                workspace.propagate([segment_id])
+
+    def undo(self) -> None:
+        """Take the last step back."""
+        self._turn(Workspace.undo, "Undone")
+
+    def redo(self) -> None:
+        """Bring the last undone step back."""
+        self._turn(Workspace.redo, "Redone")
+
+    def cancel(self) -> None:
+        """End what is running."""
+        for workspace in self.assistant.workspaces:
+            workspace.cancel()
+        self.view.showStatus("Cancelled; finished slices were kept.")
+
+    def next_doubtful(self) -> None:
+        """Show the slice the engine is least sure of, and the next one when asked again."""
+        with self._guarded():
+            workspace = self.workspace()
+            if workspace is not None:
+                workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, self._jump)
+
+    def save_nrrd(self, path: str) -> None:
+        """Save the segmentation."""
+        with self._guarded():
+            export.save_nrrd(self._segmentation(), path)
+            self.view.showStatus(f"Saved {Path(path).name}.")
+
+    def export_dicom_seg(self, path: str, file_of: Callable[[str], str]) -> None:
+        """Export the segmentation as a DICOM Segmentation object."""
+        with self._guarded():
+            node = self._segmentation()
+            files = export.dicom_files_of(self.volume_node, file_of)
+            notes = export.export_dicom_seg(self.volume_node, node, files, path)
+            self.view.showStatus(" ".join([f"Exported {Path(path).name}.", *notes]))
+
+    def add_to_support_library(self) -> None:
+        """Keep this case as an example for Auto-Segment."""
+        with self._guarded():
+            work = self._auto.add_support(self._segmentation())
+            self.assistant.worker.submit("add support", work, self._support_added, self.failed_if)
+            self.view.showBusy()
+
+    def class_names(self) -> list[str]:
+        """List what Auto-Segment can look for."""
+        return self._auto.sources.classes
+
+    def refresh_classes(self) -> None:
+        """Look for what Auto-Segment can learn from."""
+        if self.installed:
+            self._auto.refresh(self.view.updateClasses)
+            self.view.showBusy()
+
+    def auto_description(self, classes: Sequence[str]) -> str:
+        """Say beforehand what Auto-Segment will do."""
+        return self._auto.description(classes)
+
+    def deliver(self) -> bool:
+        """Take in what the engine has found; returns whether there is more to wait for."""
+        busy = self.assistant.pump()
+        if not busy:
+            self.view.updateButtons()
+        return busy
+
+    # Inside
+
+    def _segmentation(self) -> Any:
+        if self.volume_node is None or self.segmentation_node is None:
+            raise InputError("Choose a CT volume and a segmentation first.")
+        return self.segmentation_node
+
+    def _current(self) -> list[Workspace]:
+        pair = (self.volume_node, self.segmentation_node)
+        return [w for w in self.assistant.workspaces if (w.volume_node, w.segmentation_node) == pair]
+
+    def _turn(self, deed: Callable[[Workspace], str | None], word: str) -> None:
+        with self._guarded():
+            for workspace in self._current():
+                title = deed(workspace)
+                self.view.showStatus(f"{word}: {title}." if title else "There is nothing more to take back.")
+
+    def _apply_masking(self, workspace: Workspace) -> None:
+        """Let predictions keep to the editor's masking: overlap, editable area, intensity range."""
+        import slicer
+
+        editor = self.editor_node()
+        workspace.overlap = {
+            editor.OverwriteAllSegments: Overlap.OVERWRITE_ALL,
+            editor.OverwriteVisibleSegments: Overlap.OVERWRITE_VISIBLE,
+        }.get(editor.GetOverwriteMode(), Overlap.ALLOW)
+        everywhere = editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+        bounded = not everywhere or editor.GetSourceVolumeIntensityMask()
+        workspace.painter.editable = EditableArea(editor, workspace.desk.volume.array) if bounded else None
+
+    def _confident(self, confidence: Confidence) -> None:
+        self._confidence[confidence.segment_id] = confidence
+        if confidence.segment_id == self.segment_id():
+            self.view.showConfidence(strip_ppm(confidence.values, self.view.confidenceWidth(), STRIP_HEIGHT))
+
+    def _jump(self, place: tuple[str, int, int] | None) -> None:
+        if place is None:
+            self.view.showStatus("No further slice is doubtful.")
+        elif self.volume_node is not None and self.segmentation_node is not None:
+            segment_id, axis, index = place
+            nodes.jump_views(self.volume_node, axis, index)
+            segment = self.segmentation_node.GetSegmentation().GetSegment(segment_id)
+            if segment is not None:
+                self.editor_node().SetSelectedSegmentID(segment_id)
+                self.view.showStatus(f"The engine is not sure of {segment.GetName()} on slice {index}.")
+
+    def _support_added(self, sentence: str) -> None:
+        self.view.showStatus(sentence)
+        self.refresh_classes()
+
+    def _mode_changed(self) -> None:
+        if not nodes.is_placing(self.scene):
+            self._placing = None
+            self._preview.hide()
+        self.view.updateButtons()
+
+    def _cursor_moved(self) -> None:
+        """Show what a click would give, while a point is being placed and the engine has time."""
+        if self._placing is None or self._placing[0] != Kind.POINT.value or not self._live_preview or self.busy():
+            return
+        position = [0.0, 0.0, 0.0]
+        crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        workspaces, segment_id = self._current(), self.segment_id()
+        if workspaces and segment_id and crosshair.GetCursorPositionRAS(position):
+            self._preview.ask(workspaces[0], segment_id, position, positive=self._placing[1])
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Tell the user what he can understand."""
+        try:
+            yield
+        except SAM2AssistError as error:
+            self.view.showError(str(error))
+
+    def failed_if(self, error: BaseException | None) -> None:
+        """Tell the user of an error, if there is one; ends a task of the worker."""
+        if error is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, SAM2AssistError):
+            self.view.showError(str(error))
+            return
+        logging.error("SAM2 Assist: the engine failed", exc_info=error)
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            self.view.showError(
+                "There is not enough memory for this model; choose a smaller model or the device 'cpu' under Advanced."
+            )
+        else:
+            self.view.showError(
+                f"The engine failed ({type(error).__name__}: {error}); segments are as they were, details are in the"
+                " Python console."
+            )

@@ -1,0 +1,297 @@
+"""The voxels of one segment of a segmentation node, on the grid of a volume.
+
+A segment that is written to gets a layer of its own, so that no other segment changes. Its labelmap covers what is
+needed and some room to grow, and only the pixels that change are touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, voxels_modified
+
+LABELMAP = "Binary labelmap"
+SURFACE = "Closed surface"
+
+ON_GRID_WITHIN = 1e-3
+"""Voxels by which a labelmap may lie off the volume's grid and still count as on it."""
+
+ROOM_PIXELS = 16
+"""By which a labelmap grows beyond what is needed, so that it need not grow again with the next slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The grid of a volume in the coordinates of a segmentation.
+
+    Attributes
+    ----------
+    shape_kji : voxels along k, j and i.
+    ijk_to_ras : (4, 4) from voxel indices (i, j, k) to the segmentation's own RAS mm.
+    """
+
+    shape_kji: tuple[int, int, int]
+    ijk_to_ras: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, volume_node: Any, segmentation_node: Any) -> Grid:
+        """Take the grid of a volume node; each of both may be under a linear transform of its own.
+
+        Raises
+        ------
+        InputError
+            If one of them is under a non-linear transform.
+        """
+        between = np.linalg.inv(local_to_world(segmentation_node)) @ local_to_world(volume_node)
+        i, j, k = volume_node.GetImageData().GetDimensions()
+        return cls((k, j, i), between @ ijk_to_ras(volume_node))
+
+    def is_that_of(self, other: Grid) -> bool:
+        """Whether it is the same."""
+        return self.shape_kji == other.shape_kji and bool(np.allclose(self.ijk_to_ras, other.ijk_to_ras, atol=1e-6))
+
+    def image(self, extent_ijk: tuple[int, ...], scalar_type: int) -> Any:
+        """Make an empty labelmap of this extent (i0, i1, j0, j1, k0, k1)."""
+        import slicer
+        import vtk
+
+        image, matrix = slicer.vtkOrientedImageData(), vtk.vtkMatrix4x4()
+        for row in range(4):
+            for column in range(4):
+                matrix.SetElement(row, column, float(self.ijk_to_ras[row, column]))
+        image.SetGeometryFromImageToWorldMatrix(matrix)
+        image.SetExtent(*extent_ijk)
+        image.AllocateScalars(scalar_type, 1)
+        image.GetPointData().GetScalars().Fill(0)
+        return image
+
+
+@dataclass(frozen=True)
+class LabelmapState:
+    """What changes when somebody changes a segment's voxels."""
+
+    image: str
+    modified: int
+
+
+class SegmentVoxels:
+    """Access to the voxels of one segment.
+
+    Parameters
+    ----------
+    segmentation_node : vtkMRMLSegmentationNode
+    segment_id : of a segment in it.
+    grid : of the volume that it is segmented on.
+    """
+
+    def __init__(self, segmentation_node: Any, segment_id: str, grid: Grid) -> None:
+        self.node, self.segment_id, self.grid = segmentation_node, segment_id, grid
+
+    @property
+    def segmentation(self) -> Any:
+        """The vtkSegmentation."""
+        return self.node.GetSegmentation()
+
+    @property
+    def segment(self) -> Any:
+        """The vtkSegment; None once it is gone."""
+        return self.segmentation.GetSegment(self.segment_id)
+
+    def state(self) -> LabelmapState | None:
+        """Take the state of its labelmap; None if there is none."""
+        image = self._image()
+        return None if image is None else LabelmapState(image.GetAddressAsString(""), voxels_modified(image))
+
+    def read(self) -> NDArray[np.bool_]:
+        """Copy its mask, bool (k, j, i), resampled where its labelmap is on another grid."""
+        mask = np.zeros(self.grid.shape_kji, bool)
+        image = self._image()
+        if image is None or not _has_voxels(image):
+            return mask
+        if self._offset_ijk(image) is None:
+            image = self._resampled(image)
+        offset = self._offset_ijk(image)
+        assert offset is not None
+        values = _array(image)
+        low = np.array(image.GetExtent()[::2]) + offset
+        low_kji = low[::-1]
+        inside = [
+            (max(0, int(a)), min(n, int(a) + size))
+            for a, n, size in zip(low_kji, self.grid.shape_kji, values.shape, strict=True)
+        ]
+        if all(first < last for first, last in inside):
+            target = tuple(slice(first, last) for first, last in inside)
+            source = tuple(slice(f - int(a), e - int(a)) for (f, e), a in zip(inside, low_kji, strict=True))
+            np.equal(values[source], self.segment.GetLabelValue(), out=mask[target])
+        return mask
+
+    def read_slice(self, axis: int, index: int) -> NDArray[np.bool_]:
+        """Copy one slice of the mask, bool (rows, columns)."""
+        selection: list[slice | int] = [slice(None)] * 3
+        selection[axis] = index
+        view = self._view()
+        if view is None:
+            return np.asarray(self.read()[tuple(selection)])
+        values, first = view
+        shape = tuple(n for a, n in enumerate(self.grid.shape_kji) if a != axis)
+        mask = np.zeros(shape, bool)
+        if first[axis] <= index < first[axis] + values.shape[axis]:
+            selection[axis] = index - first[axis]
+            corner, size = np.delete(first, axis), np.delete(values.shape, axis)
+            target = mask[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+            np.equal(values[tuple(selection)], self.segment.GetLabelValue(), out=target)
+        return mask
+
+    def write_slice(self, axis: int, index: int, mask: NDArray[np.bool_]) -> None:
+        """Replace one slice of the mask; nobody is told before `announce` or `finish`."""
+        self._own_layer()
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            low = np.insert([rows[0], columns[0]], axis, index)
+            high = np.insert([rows[-1], columns[-1]], axis, index)
+            self._cover(low, high, axis)
+        view = self._view()
+        if view is None:
+            return
+        values, first = view
+        place = index - first[axis]
+        if not 0 <= place < values.shape[axis]:
+            return
+        selection: list[slice | int] = [slice(None)] * 3
+        selection[axis] = place
+        corner, size = np.delete(first, axis), np.delete(values.shape, axis)
+        part = mask[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+        values[tuple(selection)] = part * self.segment.GetLabelValue()
+
+    def announce(self) -> None:
+        """Let the views show what has been written, and keep a closed surface as it was until `finish`."""
+        image = self._image()
+        if image is None:
+            return
+        # Not Modified() of the image: that would throw the closed surface away, slice after slice.
+        if image.GetPointData().GetScalars() is not None:
+            image.GetPointData().GetScalars().Modified()
+        self.segmentation.InvokeEvent(self.segmentation.SourceRepresentationModified, self.segment_id)
+
+    def finish(self) -> None:
+        """Tell everybody, and make the closed surface again if it was there."""
+        image = self._image()
+        if image is None:
+            return
+        had_surface = self.segmentation.ContainsRepresentation(SURFACE)
+        image.Modified()
+        if had_surface:
+            self.node.CreateClosedSurfaceRepresentation()
+
+    # Inside
+
+    def _image(self) -> Any:
+        segment = self.segment
+        return None if segment is None else segment.GetRepresentation(LABELMAP)
+
+    def _view(self) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+        """Return the labelmap's values (k, j, i) without a copy, and the volume's index of the first; None if off."""
+        image = self._image()
+        if image is None or not _has_voxels(image):
+            return None
+        offset = self._offset_ijk(image)
+        if offset is None:
+            return None
+        first = (np.array(image.GetExtent()[::2]) + offset)[::-1]
+        if (first < 0).any() or (first + _array(image).shape > np.array(self.grid.shape_kji)).any():
+            return None
+        return _array(image), first.astype(np.int64)
+
+    def _offset_ijk(self, image: Any) -> NDArray[np.int64] | None:
+        """Voxels (i, j, k) by which the labelmap's indices differ from the volume's; None if it is on another grid."""
+        import vtk
+
+        matrix = vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(matrix)
+        between = np.linalg.inv(self.grid.ijk_to_ras) @ array_of(matrix)
+        offset = between[:3, 3].round()
+        largest = max(self.grid.shape_kji)
+        turned = np.abs(between[:3, :3] - np.eye(3)).max() * largest
+        if turned > ON_GRID_WITHIN * 100 or np.abs(between[:3, 3] - offset).max() > ON_GRID_WITHIN * 100:
+            return None
+        return offset.astype(np.int64)
+
+    def _resampled(self, image: Any) -> Any:
+        """Bring the labelmap to the grid, by nearest neighbor."""
+        import slicer
+
+        k, j, i = self.grid.shape_kji
+        reference = self.grid.image((0, i - 1, 0, j - 1, 0, k - 1), image.GetScalarType())
+        result = slicer.vtkOrientedImageData()
+        resample = slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage
+        if not resample(image, reference, result, False, False):
+            raise InputError(f"{self.segment.GetName()} cannot be resampled to the volume's grid; export it first.")
+        return result
+
+    def _own_layer(self) -> None:
+        """Make sure that the labelmap belongs to this segment alone and lies on the grid."""
+        if self.segmentation.GetSourceRepresentationName() != LABELMAP:
+            raise InputError(
+                f"The segmentation {self.node.GetName()} does not consist of labelmaps; make 'Binary labelmap' its"
+                " source representation in the Segmentations module."
+            )
+        image = self._image()
+        others = (self.segmentation.GetNthSegment(n) for n in range(self.segmentation.GetNumberOfSegments()))
+        if image is not None and any(s is not self.segment and s.GetRepresentation(LABELMAP) is image for s in others):
+            self.segmentation.SeparateSegmentLabelmap(self.segment_id)
+            image = self._image()
+        if image is not None and _has_voxels(image) and self._view() is None:
+            self._replace_by(self.read())
+
+    def _replace_by(self, mask: NDArray[np.bool_]) -> None:
+        import vtk
+
+        k, j, i = self.grid.shape_kji
+        image = self.grid.image((0, i - 1, 0, j - 1, 0, k - 1), vtk.VTK_UNSIGNED_CHAR)
+        _array(image)[...] = mask
+        self.segment.SetLabelValue(1)
+        self.segment.AddRepresentation(LABELMAP, image)
+
+    def _cover(self, low_kji: NDArray[np.int64], high_kji: NDArray[np.int64], axis: int) -> None:
+        """Make sure that the labelmap covers a box, both corners included, growing ahead of the propagation."""
+        import vtk
+
+        view = self._view()
+        last = np.array(self.grid.shape_kji) - 1
+        old = None
+        if view is not None:
+            values, first = view
+            old = (first, first + values.shape - 1)
+            if (old[0] <= low_kji).all() and (high_kji <= old[1]).all():
+                return
+            # As much again along the axis: few copies, however many slices come.
+            room = np.full(3, ROOM_PIXELS)
+            room[axis] = max(values.shape[axis], ROOM_PIXELS)
+            low = np.where(low_kji < old[0], low_kji - room, old[0]).clip(0)
+            high = np.minimum(np.where(high_kji > old[1], high_kji + room, old[1]), last)
+        else:
+            low = (low_kji - ROOM_PIXELS).clip(0)
+            high = np.minimum(high_kji + ROOM_PIXELS, last)
+        extent = [int(value) for a in (2, 1, 0) for value in (low[a], high[a])]
+        image = self.grid.image(tuple(extent), vtk.VTK_UNSIGNED_CHAR)
+        if old is not None:
+            place = tuple(slice(int(f - a), int(e - a) + 1) for f, e, a in zip(*old, low, strict=True))
+            np.equal(values, self.segment.GetLabelValue(), out=_array(image)[place], casting="unsafe")
+        self.segment.SetLabelValue(1)
+        self.segment.AddRepresentation(LABELMAP, image)
+
+
+def _has_voxels(image: Any) -> bool:
+    return bool(image.GetNumberOfPoints()) and image.GetPointData().GetScalars() is not None
+
+
+def _array(image: Any) -> NDArray[Any]:
+    """The values of a labelmap as (k, j, i), without a copy."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])

@@ -1,0 +1,133 @@
+"""SAM2-SP at work: a trained voxel prompt head, loaded from an adapter folder, that makes class maps of a volume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files
+from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.class_maps import ClassMaps
+from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
+from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+
+HEAD_NAME = "self_prompt"
+HEAD_FILE = f"{HEAD_NAME}.safetensors"
+EMBEDDED_FOLDER = Path(__file__).resolve().parent / "adapters"
+
+
+@dataclass(frozen=True, eq=False)
+class SelfPrompter:
+    """A head and the network whose features it reads.
+
+    Attributes
+    ----------
+    engine : the network with the adapter merged into it.
+    head : in evaluation mode, on the engine's device.
+    known : the classes that the head tells apart, in its order.
+    classes : those of them that it is good enough at to be asked for.
+    presence : by class, the least confidence that counts as present.
+    """
+
+    engine: Engine
+    head: VoxelPromptHead
+    known: tuple[str, ...]
+    classes: tuple[str, ...]
+    presence: dict[str, float]
+
+    def maps(self, features: VoxelFeatures) -> ClassMaps:
+        """Classify the voxels of a volume; all known classes compete, whichever are asked for."""
+        probabilities = self.head.probabilities(features)
+        return ClassMaps(self.known, probabilities, features.view, features.distance_mm)
+
+
+def has_embedded_adapter(model: str) -> bool:
+    """Tell whether an adapter for a model comes with the package."""
+    return (EMBEDDED_FOLDER / model / HEAD_FILE).is_file()
+
+
+def embedded_adapter(model: str) -> Path:
+    """Return the folder of the adapter that comes with the package for a model.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    if not has_embedded_adapter(model):
+        raise ModelError(
+            f"No adapter for {model} comes with the package; name one with --adapter DIR, or finished cases with "
+            "--support IMAGE MASK."
+        )
+    return EMBEDDED_FOLDER / model
+
+
+def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
+    """Load the self-prompt head of an adapter.
+
+    Parameters
+    ----------
+    engine : for the base that the adapter was made for. Where it was loaded without the adapter, the head reads a
+        second network with the adapter in it, and the engine itself stays as it is.
+    folder : of the adapter.
+
+    Raises
+    ------
+    ModelError
+        If the folder is no adapter, has no self-prompt head, is for another base, or is damaged.
+    """
+    check_adapter_files(folder)
+    if not (folder / HEAD_FILE).is_file():
+        raise ModelError(
+            f"The adapter in {folder} has no self-prompt head ({HEAD_FILE}); name one that was trained with it, or "
+            "give finished cases with --support IMAGE MASK."
+        )
+    settings = _settings(folder)
+    adapted = engine
+    if engine.adapter is None or engine.adapter.resolve() != folder.resolve():
+        adapted = _with_adapter(engine, folder)
+    known = tuple(settings["known"])
+    head = VoxelPromptHead(tuple(settings["channels"]), len(known), int(settings["width"]))
+    _fill(head, folder)
+    classes = tuple(name for name in settings["classes"] if name in known)
+    presence = {name: float(settings["presence"][name]) for name in classes}
+    return SelfPrompter(adapted, head.to(engine.model.device).eval(), known, classes, presence)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))[HEAD_NAME]
+        missing = {"known", "classes", "channels", "width", "presence"} - settings.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ModelError(f"The card in {folder} says nothing of a self-prompt head; make the adapter again.") from error
+    if missing:
+        raise ModelError(f"The card in {folder} lacks {sorted(missing)[0]!r} of the head; make the adapter again.")
+    return settings
+
+
+def _with_adapter(engine: Engine, folder: Path) -> Engine:
+    """Load the base once more, with the adapter in it."""
+    from SAM2AssistLib.engine.loading import load_base
+
+    model = attach_adapter(load_base(engine.spec), folder, engine.spec)
+    model = model.to(engine.model.device).eval().requires_grad_(False)
+    return replace(engine, model=model, adapter=folder)
+
+
+def _fill(head: VoxelPromptHead, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = load_file(folder / HEAD_FILE)
+        head.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"The self-prompt head in {folder} is damaged or does not fit; make it again.") from error
+    broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ModelError(f"The self-prompt head in {folder} is damaged: {broken} is not finite; make it again.")

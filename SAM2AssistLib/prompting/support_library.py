@@ -1,0 +1,226 @@
+"""The support library: finished cases on disk, to segment new volumes like them.
+
+A case is a folder with the image, its masks and a small description. What a network made of it is cached beside it, and
+made again when the network, its adapter or the window changes. Nothing is ever unpickled.
+
+It lies in ``~/.local/share/sam2assist/supports``, below ``XDG_DATA_HOME`` if that is set; ``SAM2ASSIST_SUPPORTS`` names
+another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import SimpleITK as sitk
+
+from SAM2AssistLib.engine import store
+from SAM2AssistLib.engine.plane import Plane
+from SAM2AssistLib.engine.views import View
+from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.itk_image import image_of
+from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
+from SAM2AssistLib.prompting.orientation import Orientation
+from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support
+from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
+from SAM2AssistLib.volume import CTVolume, Window
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
+
+IMAGE_FILE, MASK_FILE, ENTRY_FILE = "image.nrrd", "masks.seg.nrrd", "support.json"
+LEVELS = 3
+LAYOUT = 1
+"""Of the cached features; another number makes all of them anew."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case of the library.
+
+    Attributes
+    ----------
+    name : unique in the library.
+    classes : that it shows.
+    added : date and time, ISO 8601.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    added: str
+
+
+def library_folder() -> Path:
+    """Return the folder of the library; it need not exist."""
+    override = os.environ.get("SAM2ASSIST_SUPPORTS", "").strip()
+    if override:
+        return Path(override).expanduser()
+    data = os.environ.get("XDG_DATA_HOME", "").strip()
+    return (Path(data).expanduser() if data else Path.home() / ".local" / "share") / "sam2assist" / "supports"
+
+
+class SupportLibrary:
+    """Finished cases in a folder.
+
+    Parameters
+    ----------
+    folder : `library_folder` if not given.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = library_folder() if folder is None else folder
+
+    def entries(self) -> tuple[Entry, ...]:
+        """List the cases by name; what is no case is passed over."""
+        if not self.folder.is_dir():
+            return ()
+        return tuple(self.entry(p.parent.name) for p in sorted(self.folder.glob(f"*/{ENTRY_FILE}")))
+
+    def entry(self, name: str) -> Entry:
+        """Look up a case.
+
+        Raises
+        ------
+        InputError
+            If there is none of that name, or its description is damaged.
+        """
+        path = self._place(name) / ENTRY_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return Entry(name, tuple(map(str, content["classes"])), str(content["added"]))
+        except FileNotFoundError:
+            raise InputError(f"There is no support case {name!r}; see 'sam2assist support list'.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"The support case {name!r} is damaged ({path}); remove it and add it again.") from error
+
+    def add(self, case: SupportCase, name: str | None = None) -> Entry:
+        """Add a case; from now on it can be used.
+
+        Raises
+        ------
+        InputError
+            If the name is taken or cannot be the name of a folder.
+        OutputError
+            If the library cannot be written.
+        """
+        name = (case.name if name is None else name).strip()
+        target = self._place(name)
+        if target.exists():
+            raise InputError(f"There is a support case {name!r} already; remove it or choose another with --name.")
+        masks = [NamedMask(n, m) for n, m in case.masks.items() if m.any()]
+        entry = Entry(name, tuple(m.name for m in masks), time.strftime("%Y-%m-%dT%H:%M:%S"))
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            sitk.WriteImage(image_of(case.volume.array, case.volume.ijk_to_lps), str(part / IMAGE_FILE), True)
+            write_segmentation(part / MASK_FILE, masks, case.volume)
+            content = {"name": name, "classes": entry.classes, "added": entry.added}
+            (part / ENTRY_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            part.replace(target)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise OutputError(
+                f"The support library {self.folder} cannot be written ({error}); choose a folder with "
+                "SAM2ASSIST_SUPPORTS."
+            ) from error
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Delete a case and all that was cached of it.
+
+        Raises
+        ------
+        InputError
+            If there is none of that name.
+        OutputError
+            If it cannot be deleted.
+        """
+        place = self._place(name)
+        if not (place / ENTRY_FILE).is_file():
+            raise InputError(f"There is no support case {name!r}; see 'sam2assist support list'.")
+        try:
+            shutil.rmtree(place)
+        except OSError as error:
+            raise OutputError(f"{place} cannot be deleted ({error.strerror}); check who owns the folder.") from error
+
+    def case(self, name: str) -> SupportCase:
+        """Read a case as it was added."""
+        self.entry(name)
+        place = self._place(name)
+        volume = CTVolume.read(place / IMAGE_FILE)
+        named, geometry = read_segmentation(place / MASK_FILE)
+        return SupportCase(name, volume, {m.name: m.mask for m in masks_on_grid_of(volume, named, geometry)})
+
+    def prepare(self, engine: Engine, name: str, window: Window) -> Support:
+        """Give a case as the network sees it, from the cache where that fits."""
+        path = self._place(name) / f"features-{_key(engine, window)}.safetensors"
+        case = self.case(name)
+        found = _read_cached(path, engine, case, window) if path.is_file() else None
+        if found is not None:
+            return found
+        support = prepare_support(engine, case, window)
+        for old in path.parent.glob(f"features-{engine.spec.name}-*.safetensors"):
+            old.unlink(missing_ok=True)
+        _write_cached(path, support)
+        return support
+
+    def _place(self, name: str) -> Path:
+        if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):
+            raise InputError(f"{name!r} cannot name a support case; use letters, digits, '-' and '_'.")
+        return self.folder / name
+
+
+def _key(engine: Engine, window: Window) -> str:
+    """Name of the network that made features: model, and a digest of weights, adapter and window."""
+    digest = hashlib.sha256(f"{LAYOUT} {store.expected_sha256(engine.spec)} {window}".encode())
+    if engine.adapter is not None:
+        for file in sorted(engine.adapter.glob("adapter_model.safetensors")):
+            digest.update(store.file_sha256(file).encode())
+    return f"{engine.spec.name}-{digest.hexdigest()[:16]}"
+
+
+def _write_cached(path: Path, support: Support) -> None:
+    from safetensors.torch import save_file
+
+    view = support.features.view
+    description = {
+        "classes": json.dumps(support.classes),
+        "view": json.dumps([view.row, view.column, view.rows, view.columns]),
+        "distance_mm": repr(support.features.distance_mm),
+    }
+    try:
+        with atomic_path(path) as part:
+            levels = {f"level {n}": level.contiguous() for n, level in enumerate(support.features.levels)}
+            save_file({**levels, "shares": support.shares.contiguous()}, part, metadata=description)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); check the free space.") from error
+
+
+def _read_cached(path: Path, engine: Engine, case: SupportCase, window: Window) -> Support | None:
+    """Read cached features; None if the file is damaged, so that they are made again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            description = file.metadata()
+            shares = file.get_tensor("shares")
+            levels = tuple(file.get_tensor(f"level {n}") for n in range(LEVELS))
+        view = View(*json.loads(description["view"]))
+        classes = tuple(json.loads(description["classes"]))
+        features = VoxelFeatures(levels, view, float(description["distance_mm"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return None
+    volume = Orientation.of(case.volume).turn(case.volume)
+    if features.slices != volume.shape_kji[0] or len(shares) != features.slices or shares.shape[1] != len(classes):
+        return None
+    plane = Plane(engine.model, volume, 0, window, engine.channels, engine.options)
+    return Support(case.name, classes, features, shares, plane)

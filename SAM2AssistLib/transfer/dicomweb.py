@@ -1,0 +1,169 @@
+"""A DICOMweb server (PS3.18): QIDO-RS to find, WADO-RS to fetch, STOW-RS to store, by dicomweb-client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from SAM2AssistLib.errors import InputError, TransferError
+from SAM2AssistLib.transfer.archive import Instance, RemoteSeries
+from SAM2AssistLib.transfer.credentials import check_address, check_not_in_the_clear, credentials_for, tls_files
+
+if TYPE_CHECKING:
+    import requests
+    from dicomweb_client import DICOMwebClient
+
+_SECONDS = (10.0, 120.0)  # to connect, and without a byte
+_ATTEMPTS = 4
+_FIRST_WAIT_SECONDS = 0.5
+
+# dicomweb-client sends larger messages as a stream, which it cannot send again when the server asks for patience.
+_STREAM_ABOVE_BYTES = 2**31
+_READ_BYTES = 10**6
+
+
+class DicomWebArchive:
+    """A DICOMweb server.
+
+    Parameters
+    ----------
+    url : str
+        Of the service, such as https://pacs.example.org/dicom-web; without credentials.
+
+    Raises
+    ------
+    InputError
+        If the address cannot be used, or the packages are not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        check_address(url)
+        parts = urlsplit(url)
+        self._name = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        self._client = _client(url, str(parts.hostname))
+
+    @property
+    def name(self) -> str:
+        """Host and port."""
+        return self._name
+
+    def series_of(self, study_uid: str) -> list[RemoteSeries]:
+        """List the series of a study (QIDO-RS)."""
+        with self._told("search"):
+            fields = ["SeriesNumber", "SeriesDescription", "Modality", "NumberOfSeriesRelatedInstances"]
+            answers = self._client.search_for_series(study_uid, fields=fields)
+            found = [Dataset.from_json(answer) for answer in answers]
+        return [_remote(study_uid, item) for item in found]
+
+    def fetch(self, series: RemoteSeries) -> Iterator[Dataset]:
+        """Give the objects of a series one by one, in the transfer syntax the server keeps them in (WADO-RS)."""
+        self._client.set_chunk_size(_READ_BYTES)
+        with self._told("retrieval"):
+            yield from self._client.iter_series(
+                series.study_uid, series.series_uid, media_types=(("application/dicom", "*"),)
+            )
+
+    def store(self, files: Sequence[Path]) -> Iterator[Path]:
+        """Send files one by one (STOW-RS)."""
+        self._client.set_chunk_size(_STREAM_ABOVE_BYTES)
+        for path in files:
+            dataset = pydicom.dcmread(path)
+            with self._told("storing"):
+                answer = self._client.store_instances([dataset], dataset.StudyInstanceUID)
+            if answer.get("FailedSOPSequence"):
+                raise TransferError(f"{self.name} did not accept {path.name}; ask who runs it why.")
+            yield path
+
+    def holds(self, instance: Instance) -> bool:
+        """Ask whether the server has an object (QIDO-RS)."""
+        with self._told("search"):
+            return bool(
+                self._client.search_for_instances(
+                    instance.study_uid, instance.series_uid, search_filters={"SOPInstanceUID": instance.sop_uid}
+                )
+            )
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Make one sentence of what can go wrong on the way, without the address, which holds UIDs."""
+        import requests
+
+        try:
+            yield
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            raise TransferError(f"{self.name} refused the {what} ({_meaning(status)}).") from error
+        except requests.exceptions.SSLError as error:
+            raise TransferError(
+                f"The certificate of {self.name} cannot be trusted; name the authority's file in SAM2ASSIST_TLS_CA."
+            ) from error
+        except (requests.RequestException, OSError) as error:
+            raise TransferError(f"{self.name} cannot be reached; check the address and the network.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TransferError(f"{self.name} gave an answer to the {what} that is not DICOMweb's.") from error
+
+
+def _client(url: str, host: str) -> DICOMwebClient:
+    try:
+        from dicomweb_client import DICOMwebClient
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "DICOMweb needs the package dicomweb-client; install it with: pip install dicomweb-client."
+        ) from error
+    # It logs addresses, and these hold UIDs.
+    logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
+    client = DICOMwebClient(url, session=_session(url, host), timeout=_SECONDS)
+    client.set_http_retry_params(max_attempts=_ATTEMPTS, wait_exponential_multiplier=int(500 * _FIRST_WAIT_SECONDS))
+    return client
+
+
+def _session(url: str, host: str) -> requests.Session:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+    credentials, files = credentials_for(host), tls_files()
+    check_not_in_the_clear(url, credentials)
+    session = requests.Session()
+    if credentials.token:
+        session.headers["Authorization"] = f"Bearer {credentials.token}"
+    elif credentials.user:
+        session.auth = (credentials.user, credentials.password)
+    if files.authorities:
+        session.verify = str(files.authorities)
+    if files.certificate:
+        session.cert = (str(files.certificate), str(files.key)) if files.key else str(files.certificate)
+    # Only what did not reach the server is sent again here; answers that ask for patience are dicomweb-client's part.
+    retry = Retry(total=None, connect=_ATTEMPTS - 1, read=0, redirect=3, status=0, backoff_factor=_FIRST_WAIT_SECONDS)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _remote(study_uid: str, item: Dataset) -> RemoteSeries:
+    count: Any = item.get("NumberOfSeriesRelatedInstances")
+    return RemoteSeries(
+        study_uid=study_uid,
+        series_uid=str(item.SeriesInstanceUID),
+        number=str(item.get("SeriesNumber") or ""),
+        modality=str(item.get("Modality") or ""),
+        description=str(item.get("SeriesDescription") or "").strip(),
+        count=int(count) if count else None,
+    )
+
+
+def _meaning(status: int) -> str:
+    """An HTTP status in words that tell what to do."""
+    if status in (401, 403):
+        return f"HTTP {status}: set SAM2ASSIST_DICOMWEB_USER and _PASSWORD, or _TOKEN, to ones that may do this"
+    if status == 404:
+        return "HTTP 404: it is not there, or the address is not that of the DICOMweb service"
+    return f"HTTP {status}"

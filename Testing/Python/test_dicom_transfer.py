@@ -1,0 +1,370 @@
+"""Through a real PACS: push a CT, pull it, segment it, push the result, find it there, pull it and read it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from command_line import box_prompts, run, sentence_of, write_prompts
+from ct_files import PATIENT_ID, PATIENT_NAME, ct_values, write_dicom_series
+from dicom_scenes import AXIAL, OBLIQUE, a_series, apart
+from dicom_server import PASSWORD, USER, Server, free_port, orthanc, self_signed
+
+from SAM2AssistLib.errors import InputError, TransferError
+from SAM2AssistLib.io.dicom_seg import write_dicom_seg
+from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+from SAM2AssistLib.transfer.archive import RemoteSeries, choose
+from SAM2AssistLib.transfer.credentials import check_not_in_the_clear, credentials_for
+from SAM2AssistLib.transfer.dicomweb import DicomWebArchive
+from SAM2AssistLib.transfer.dimse import DimseArchive, Peer
+from SAM2AssistLib.transfer.moving import pull, push
+from SAM2AssistLib.volume import CTVolume
+
+BIRTH_DATE = "19500203"
+SHAPE_KJI = (8, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def a_server(tmp_path_factory):
+    """An Orthanc for all tests of this file."""
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def our_credentials(monkeypatch):
+    """The user and password of the server, in the environment as a user has them."""
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_USER", USER)
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_PASSWORD", PASSWORD)
+
+
+@pytest.fixture
+def a_ct(tmp_path):
+    """A series of a patient whose data must not show up anywhere, and its study."""
+    folder = tmp_path / "ct"
+    write_dicom_series(folder, ct_values(SHAPE_KJI), AXIAL, PatientBirthDate=BIRTH_DATE)
+    return folder, str(pydicom.dcmread(next(folder.iterdir())).StudyInstanceUID)
+
+
+def server_arguments(server: Server, protocol: str) -> list[str]:
+    """Arguments that name the server in the protocol of a test."""
+    if protocol == "dicomweb":
+        return ["--dicomweb", server.dicomweb]
+    return server.dimse + (["--move-port", str(server.move_port)] if protocol == "c-move" else [])
+
+
+def pixels_of(folder: Path) -> dict[str, np.ndarray]:
+    """Pixels of each image by its UID."""
+    return {ds.SOPInstanceUID: ds.pixel_array for ds in map(pydicom.dcmread, folder.iterdir())}
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "c-get", "c-move"])
+def test_the_whole_way_through_a_pacs(a_server, a_ct, tmp_path, capfd, engine, protocol):
+    folder, study = a_ct
+    arguments = server_arguments(a_server, protocol)
+    to = [part for part in arguments if part not in ("--move-port", str(a_server.move_port))]
+    outcomes = [run(capfd, "push", folder, *to)]
+    outcomes.append(run(capfd, "pull", "--study", study, "-o", tmp_path / "pulled", *arguments))
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    sent, got = pixels_of(folder), pixels_of(tmp_path / "pulled")
+    assert sent.keys() == got.keys()
+    assert all(np.array_equal(sent[uid], got[uid]) for uid in sent)
+
+    prompts = write_prompts(tmp_path / "prompts.json", box_prompts())
+    to_seg = ["-o", tmp_path / "seg.dcm", "--prompts", prompts, "--preview", tmp_path / "seg.png", "--json"]
+    outcomes.append(run(capfd, "segment", tmp_path / "pulled", *to_seg))
+    outcomes.append(run(capfd, "push", tmp_path / "seg.dcm", *to))
+    series = str(pydicom.dcmread(tmp_path / "seg.dcm").SeriesInstanceUID)
+    outcomes.append(run(capfd, "pull", "--study", study, "--series", series, "-o", tmp_path / "back", *arguments))
+    assert [outcome.code for outcome in outcomes[2:]] == [0, 0, 0], outcomes
+
+    volume = CTVolume.read(folder)
+    assert_same_segments(volume, tmp_path / "seg.dcm", tmp_path / "back" / "00001.dcm")
+    for outcome in outcomes:
+        assert_private(outcome.out + outcome.err, folder)
+    assert_private("\n".join(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")), folder)
+    beside = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".dcm"]
+    assert tmp_path / "seg.prompts.json" in beside
+    for path in beside:
+        assert_private(path.read_bytes().decode("latin-1"), folder)
+
+
+def assert_same_segments(volume, first, second):
+    """Both files have the same segments in the volume."""
+    one, other = (masks_on_grid_of(volume, *read_segmentation(path, volume)) for path in (first, second))
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert a.name == b.name
+        assert a.mask.any()
+        np.testing.assert_array_equal(a.mask, b.mask)
+
+
+def assert_private(text: str, folder: Path) -> None:
+    """Neither the patient nor a UID of the series is in a text."""
+    header = pydicom.dcmread(next(folder.iterdir()))
+    uids = [str(header[word].value) for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    for secret in (*PATIENT_NAME.split("^"), PATIENT_ID, BIRTH_DATE, PASSWORD, *uids):
+        assert secret not in text
+
+
+def test_a_pushed_segmentation_is_found_with_references_to_the_series(a_server, a_ct, tmp_path):
+    folder, study = a_ct
+    archive = DicomWebArchive(a_server.dicomweb)
+    list(push(archive, [folder]))
+    volume = CTVolume.read(folder)
+    write_dicom_seg(tmp_path / "seg.dcm", apart(SHAPE_KJI), volume)
+    list(push(archive, [tmp_path / "seg.dcm"]))
+    found = {series.modality: series for series in archive.series_of(study)}
+    assert set(found) == {"CT", "SEG"}
+    (seg,) = archive.fetch(found["SEG"])
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == found["CT"].series_uid
+    referenced = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referenced == set(pixels_of(folder))
+
+
+def test_progress_counts_up_to_the_total(a_server, a_ct, tmp_path):
+    folder, study = a_ct
+    archive = DicomWebArchive(a_server.dicomweb)
+    sent = list(push(archive, [folder]))
+    assert [step.done for step in sent] == list(range(1, 17))
+    (series,) = archive.series_of(study)
+    got = list(pull(archive, series, tmp_path / "new"))
+    assert [step.done for step in got] == list(range(1, 9))
+    assert {step.total for step in got} == {8}
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "dimse"])
+def test_a_pull_that_is_stopped_leaves_nothing(a_server, a_ct, tmp_path, protocol):
+    folder, study = a_ct
+    archive = an_archive(a_server, protocol)
+    list(push(archive, [folder]))
+    steps = pull(archive, choose(archive.series_of(study), None, "it"), tmp_path / "new")
+    next(steps)
+    steps.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ct"]
+
+
+def an_archive(server, protocol):
+    """The server by one of the protocols."""
+    if protocol == "dicomweb":
+        return DicomWebArchive(server.dicomweb)
+    return DimseArchive(Peer("127.0.0.1", server.dicom_port, server.aet))
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "dimse"])
+def test_a_study_that_is_not_there_is_told_without_its_uid(a_server, tmp_path, capfd, protocol):
+    arguments = server_arguments(a_server, "dicomweb" if protocol == "dicomweb" else "c-get")
+    sentence = sentence_of(run(capfd, "pull", "--study", "1.2.3.4", "-o", tmp_path / "new", *arguments))
+    assert "no such study" in sentence
+    assert "1.2.3.4" not in sentence
+
+
+def test_a_wrong_password_is_told_without_it(a_server, a_ct, capfd, monkeypatch):
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_PASSWORD", "wrong-one")
+    sentence = sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", a_server.dicomweb))
+    assert "HTTP 401" in sentence
+    assert "SAM2ASSIST_DICOMWEB_USER" in sentence
+    assert "wrong-one" not in sentence
+
+
+def test_an_address_that_is_not_of_a_dicomweb_service_is_told(a_server, a_ct, capfd):
+    address = f"http://127.0.0.1:{a_server.http_port}/nowhere"
+    assert "404" in sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", address))
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "dimse"])
+def test_a_server_that_is_not_there_is_told(a_ct, capfd, protocol, monkeypatch):
+    from SAM2AssistLib.transfer import dicomweb, dimse
+
+    monkeypatch.setattr(dicomweb, "_ATTEMPTS", 1)
+    monkeypatch.setattr(dimse, "_ATTEMPTS", 1)
+    server = Server(free_port(), free_port(), free_port())
+    arguments = server_arguments(server, "dicomweb" if protocol == "dicomweb" else "c-get")
+    assert "cannot be reached" in sentence_of(run(capfd, "push", a_ct[0], *arguments))
+
+
+def test_a_lost_connection_is_tried_again(a_server, a_ct, monkeypatch):
+    from pynetdicom import AE
+
+    real, calls = AE.associate, []
+
+    def failing_once(entity, *arguments, **settings):
+        calls.append(arguments)
+        port = free_port() if len(calls) == 1 else arguments[1]
+        return real(entity, arguments[0], port, *arguments[2:], **settings)
+
+    monkeypatch.setattr(AE, "associate", failing_once)
+    archive = an_archive(a_server, "dimse")
+    assert list(archive.store(sorted(a_ct[0].iterdir())))
+    assert len(calls) == 2
+
+
+def test_a_server_that_loses_what_it_accepted_is_found_out(a_ct, monkeypatch):
+    from SAM2AssistLib.transfer import moving
+
+    class Forgetful:
+        name = "forgetful:104"
+
+        def store(self, files):
+            yield from files
+
+        def holds(self, instance):
+            return False
+
+    monkeypatch.setattr(moving, "_FIRST_WAIT_SECONDS", 0)
+    with pytest.raises(TransferError, match="accepted .* but does not have it"):
+        list(push(Forgetful(), [a_ct[0]]))
+
+
+def test_a_folder_that_holds_something_is_not_pulled_into(a_server, a_ct, tmp_path, capfd):
+    folder, study = a_ct
+    list(push(DicomWebArchive(a_server.dicomweb), [folder]))
+    outcome = run(capfd, "pull", "--study", study, "-o", folder, "--dicomweb", a_server.dicomweb)
+    assert "not empty" in sentence_of(outcome)
+    assert len(list(folder.iterdir())) == 8
+
+
+def test_of_several_series_one_has_to_be_chosen_by_its_number(a_server, tmp_path, capfd):
+    study = pydicom.uid.generate_uid()
+    for number in (3, 4):
+        write_dicom_series(
+            tmp_path / "both", ct_values((3, 16, 16)), OBLIQUE, prefix=f"s{number}", SeriesNumber=number,
+            StudyInstanceUID=study,
+        )  # fmt: skip
+    list(push(DicomWebArchive(a_server.dicomweb), [tmp_path / "both"]))
+    arguments = ["pull", "--study", study, "-o", tmp_path / "one", "--dicomweb", a_server.dicomweb]
+    sentence = sentence_of(run(capfd, *arguments))
+    assert "3 ('test series', CT, 3 images); 4 (" in sentence
+    outcome = run(capfd, *arguments, "--series", "4", "--json")
+    assert json.loads(outcome.out)["images"] == 3
+    assert {int(pydicom.dcmread(path).SeriesNumber) for path in (tmp_path / "one").iterdir()} == {4}
+
+
+@pytest.fixture(scope="module")
+def a_tls_server(tmp_path_factory):
+    """An Orthanc that speaks nothing but TLS, and its certificate."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = self_signed(folder)
+    with orthanc(folder, tls=(certificate, key)) as server:
+        yield server, certificate
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "c-get"])
+def test_tls_is_spoken_with_a_server_whose_certificate_is_trusted(
+    a_tls_server, a_ct, tmp_path, capfd, monkeypatch, protocol
+):
+    server, certificate = a_tls_server
+    monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(certificate))
+    folder, study = a_ct
+    arguments = server_arguments(server, protocol) + (["--tls"] if protocol == "c-get" else [])
+    assert run(capfd, "push", folder, *arguments).code == 0
+    outcome = run(capfd, "pull", "--study", study, "-o", tmp_path / "pulled", *arguments)
+    assert outcome.code == 0, outcome
+    assert pixels_of(tmp_path / "pulled").keys() == pixels_of(folder).keys()
+
+
+@pytest.mark.parametrize("protocol", ["dicomweb", "c-get"])
+def test_a_certificate_that_nobody_vouches_for_is_not_trusted(a_tls_server, a_ct, capfd, monkeypatch, protocol):
+    from SAM2AssistLib.transfer import dicomweb, dimse
+
+    monkeypatch.setattr(dicomweb, "_ATTEMPTS", 1)
+    monkeypatch.setattr(dimse, "_ATTEMPTS", 1)
+    server, _ = a_tls_server
+    arguments = server_arguments(server, protocol) + (["--tls"] if protocol == "c-get" else [])
+    sentence = sentence_of(run(capfd, "push", a_ct[0], *arguments))
+    assert "SAM2ASSIST_TLS_CA" in sentence
+
+
+# ---------------------------------------------------------------------------------------------------- without a server
+
+
+def test_two_servers_or_none_are_refused(a_ct, capfd):
+    assert "--dicomweb URL" in sentence_of(run(capfd, "push", a_ct[0]))
+    both = ["--dicomweb", "https://pacs.example.org", "--host", "pacs.example.org"]
+    assert "Two servers" in sentence_of(run(capfd, "push", a_ct[0], *both))
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated(a_ct, capfd):
+    sentence = sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", "https://user:hidden@pacs.example.org"))
+    assert "SAM2ASSIST_DICOMWEB_USER" in sentence
+    assert "hidden" not in sentence
+
+
+def test_credentials_are_not_sent_over_http_to_another_computer(monkeypatch):
+    credentials = credentials_for("pacs.example.org")
+    assert "not-a-secret" not in repr(credentials)
+    with pytest.raises(InputError, match="https"):
+        check_not_in_the_clear("http://pacs.example.org/dicom-web", credentials)
+    check_not_in_the_clear("https://pacs.example.org/dicom-web", credentials)
+    check_not_in_the_clear("http://localhost:8042/dicom-web", credentials)
+
+
+def test_credentials_come_from_the_keyring_where_the_environment_has_none(monkeypatch):
+    keyring = pytest.importorskip("keyring")
+    monkeypatch.delenv("SAM2ASSIST_DICOMWEB_USER")
+    found = keyring.credentials.SimpleCredential("somebody", "hush")
+    asked = []
+    monkeypatch.setattr(keyring, "get_credential", lambda service, user: asked.append(service) or found)
+    credentials = credentials_for("pacs.example.org")
+    assert (credentials.user, credentials.password) == ("somebody", "hush")
+    assert asked == ["sam2assist:pacs.example.org"]
+
+
+@pytest.mark.parametrize("title", ["", "x" * 17, "back\\slash", "Größe"])
+def test_titles_that_dicom_does_not_allow_are_refused(a_ct, capfd, title):
+    arguments = ["--aet", title, "--host", "127.0.0.1", "--port", "104"]
+    assert "title" in sentence_of(run(capfd, "push", a_ct[0], *arguments))
+
+
+def test_what_is_no_dicom_file_is_not_pushed(tmp_path, capfd, a_ct):
+    (tmp_path / "notes.txt").write_text("dear diary")
+    (tmp_path / "empty").mkdir()
+    server = ["--dicomweb", "https://pacs.example.org"]
+    assert "no DICOM file" in sentence_of(run(capfd, "push", tmp_path / "notes.txt", *server))
+    assert "no DICOM file to send" in sentence_of(run(capfd, "push", tmp_path / "empty", *server))
+    assert "no file or folder" in sentence_of(run(capfd, "push", tmp_path / "gone.dcm", *server))
+
+
+def test_a_tls_file_that_is_not_there_is_told_by_its_variable(a_ct, capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(tmp_path / "none.pem"))
+    sentence = sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", "https://pacs.example.org"))
+    assert "SAM2ASSIST_TLS_CA" in sentence
+
+
+def test_a_number_that_two_series_have_is_not_enough():
+    twins = [RemoteSeries("1", uid, "2", "CT", "thorax", 10) for uid in ("1.1", "1.2")]
+    with pytest.raises(InputError, match="several series of that number"):
+        choose(twins, "2", "it")
+    assert choose(twins, "1.2", "it").series_uid == "1.2"
+
+
+def test_the_command_line_starts_without_dicom_and_network_libraries():
+    code = (
+        "import sys, SAM2AssistLib.cli.app; "
+        "print([m for m in ('pydicom', 'pynetdicom', 'dicomweb_client', 'highdicom', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_libraries_do_not_log_what_they_ask_for(a_server, a_ct, caplog):
+    caplog.set_level(logging.WARNING)
+    list(push(DicomWebArchive(a_server.dicomweb), [a_ct[0]]))
+    assert_private(caplog.text, a_ct[0])
+
+
+def test_an_oblique_series_comes_through_unchanged(a_server, tmp_path):
+    volume = a_series(tmp_path / "ct")
+    archive = an_archive(a_server, "dimse")
+    list(push(archive, [tmp_path / "ct"]))
+    study = str(pydicom.dcmread(volume.dicom_files[0]).StudyInstanceUID)
+    list(pull(archive, choose(archive.series_of(study), None, "it"), tmp_path / "pulled"))
+    again = CTVolume.read(tmp_path / "pulled")
+    np.testing.assert_array_equal(again.array, volume.array)
+    np.testing.assert_allclose(again.ijk_to_lps, volume.ijk_to_lps)

@@ -1,0 +1,333 @@
+"""Measuring: what is asked of a model, what is kept, how it is summed up and reported, and going on after a break."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from auto_scenes import a_learned_head, a_prompter, balls
+from evaluation_data import a_trial, ball_labels, write_data
+
+pytest.importorskip("monai", reason="measuring needs MONAI")
+
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, measure_organs, summarise_organs
+from SAM2AssistLib.evaluation.cases import ReadCase, find_cases
+from SAM2AssistLib.evaluation.interactive import Task, Trial, User, run_trial, users
+from SAM2AssistLib.evaluation.methods import EngineMethod
+from SAM2AssistLib.evaluation.organs import SYNAPSE8
+from SAM2AssistLib.evaluation.running import Plan, measure
+from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, SupportDraws
+from SAM2AssistLib.evaluation.store import CaseResults, Store
+from SAM2AssistLib.evaluation.summary import (
+    area_under_steps,
+    as_challenge,
+    clicks_needed,
+    human_factor,
+    of_method,
+)
+
+SETTINGS = {"protocol": "cvpr25", "clicks": 2}
+
+
+class Obedient:
+    """A method that does what it is told: it corrects exactly the slice that is clicked."""
+
+    name = "obedient"
+
+    def __init__(self, reference: np.ndarray) -> None:
+        self.reference, self.prompts, self.opened = reference, [], 0
+
+    @contextmanager
+    def open(self, volume):
+        self.opened += 1
+        yield self
+
+    @contextmanager
+    def attempt(self, name):
+        self.prompts, self.found = [], np.zeros_like(self.reference)
+        yield self
+
+    def prompt(self, prompt):
+        self.prompts.append(prompt)
+        k = round((prompt.box.min_ijk if hasattr(prompt, "box") else prompt.index_ijk)[2])
+        self.found[k] = self.reference[k]
+        return self.found[k].copy()
+
+    def mask(self):
+        return self.found.copy()
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def a_task():
+    return Task("one", "ball", ball_labels() == 2, (4.0, 1.5, 1.5))
+
+
+# Trials
+
+
+def test_a_trial_measures_after_the_first_prompt_and_after_each_click(a_task):
+    method = Obedient(a_task.reference)
+    trial, mask = run_trial(method, method, a_task, User("cvpr25", "box", 0), 5)
+    assert len(trial.dsc) == len(trial.nsd) == len(trial.seconds) == 6
+    assert list(trial.dsc) == sorted(trial.dsc)
+    assert trial.slice_dsc == 1.0
+    assert trial.dsc[-1] == 1.0
+    assert np.array_equal(mask, a_task.reference)
+
+
+def test_there_are_no_clicks_once_nothing_is_wrong_and_the_score_stays(a_task):
+    method = Obedient(a_task.reference)
+    trial, _ = run_trial(method, method, a_task, User("cvpr25", "box", 0), 9)
+    slices = int(a_task.reference.any(axis=(1, 2)).sum())
+    assert len(trial.clicks) == slices - 1
+    assert trial.dsc[slices - 1 :] == (1.0,) * (10 - slices + 1)
+    assert trial.seconds[-1] == 0.0
+
+
+def test_replayed_clicks_are_given_as_they_were(a_task):
+    first = Obedient(a_task.reference)
+    trial, _ = run_trial(first, first, a_task, User("cvpr25", "box", 0), 2)
+    given = first.prompts[1:]
+    second = Obedient(np.zeros_like(a_task.reference))
+    again, _ = run_trial(second, second, a_task, User("cvpr25", "box", 0), 2, replay=given)
+    assert second.prompts == first.prompts
+    assert again.clicks == trial.clicks
+
+
+def test_every_method_gets_the_same_first_prompts_whatever_else_is_measured(a_task):
+    for protocol, behaviour in (("cvpr25", "box"), ("clicks", "click"), ("human", "scribble")):
+        user = User(protocol, behaviour, 3)
+        assert user.first(a_task) == user.first(a_task)
+    assert len({str(User("human", "shaky box", seed).first(a_task)) for seed in range(4)}) == 4
+
+
+def test_what_is_not_random_is_not_repeated():
+    people = users("human", seeds=3)
+    assert sum(user.behaviour == "tight box" for user in people) == 1
+    assert sum(user.behaviour == "scribble" for user in people) == 3
+    assert len(users("cvpr25", seeds=2)) == 2
+    assert len(users("clicks", seeds=5)) == 1
+    with pytest.raises(InputError, match="no behaviour 'lasso'"):
+        users("human", behaviours=["lasso"])
+
+
+def test_the_session_of_the_engine_holds_nothing_of_a_structure_that_is_done(a_task, quick_engine, a_blob_volume):
+    with EngineMethod(quick_engine()).open(a_blob_volume) as opened:
+        for _ in range(2):
+            with opened.attempt("ball") as attempt:
+                attempt.prompt(User("clicks", "click", 0).first(a_task)[0])
+                attempt.mask()
+        assert opened.session.segments == ()
+        assert opened.session.undo() is None
+
+
+# Summaries
+
+
+def test_the_challenges_area_leaves_the_box_out_and_is_four_at_most():
+    assert area_under_steps((0.0, 1.0, 1.0, 1.0, 1.0, 1.0)) == 4.0
+    assert area_under_steps((0.9, 0.0, 0.5, 0.5, 0.5, 1.0)) == pytest.approx(0.25 + 0.5 + 0.5 + 0.75)
+
+
+def test_the_challenge_averages_classes_before_cases_and_drops_the_nsd_of_a_poor_case():
+    trials = [
+        a_trial((0.9,) * 6, case="a", structure="liver"),
+        a_trial((0.7,) * 6, case="a", structure="spleen"),
+        a_trial((0.2,) * 6, case="b"),
+    ]
+    scores = as_challenge(trials)
+    assert scores["dsc_final"] == pytest.approx((0.8 + 0.2) / 2)
+    assert scores["nsd_final"] == pytest.approx((0.7 + 0.0) / 2)
+    assert of_method(trials)["dsc_final"] == pytest.approx(0.6)
+    assert of_method(trials)["nsd_final"] == pytest.approx(0.5)
+
+
+def test_clicks_are_counted_from_the_first_prompt_and_a_failure_counts_all_of_them():
+    trials = [a_trial((0.5, 0.86, 0.95)), a_trial((0.9, 0.8, 0.8)), a_trial((0.1, 0.2, 0.3))]
+    needed = clicks_needed(trials, 0.85)
+    assert needed == {"mean": pytest.approx((2 + 1 + 3) / 3, abs=1e-3), "missed": 1, "most": 3}
+
+
+def test_the_human_factor_is_the_spread_over_users_of_the_same_structure():
+    trials = [
+        a_trial((score,), structure=structure, behaviour=behaviour)
+        for structure, scores in (("liver", (0.9, 0.7)), ("spleen", (0.6, 0.6)))
+        for behaviour, score in zip(("tight box", "scribble"), scores, strict=True)
+    ]
+    human = human_factor(trials)
+    assert human["sd_over_users"] == pytest.approx((0.1 + 0.0) / 2)
+    assert human["worst_user"] == pytest.approx((0.7 + 0.6) / 2)
+    assert human["worst_of_all"] == 0.6
+    assert human["behaviours"]["tight box"]["mean"] == pytest.approx(0.75)
+
+
+# Keeping and going on
+
+
+def test_a_mask_is_kept_as_it_is(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    rng = np.random.default_rng(0)
+    for mask in (rng.random((5, 7, 9)) > 0.5, np.zeros((5, 7, 9), bool)):
+        store.save_mask("sarcoma/one", ("tumor / left", "box", 0), mask)
+        kept = store.load_mask("sarcoma/one", ("tumor / left", "box", 0))
+        assert np.array_equal(kept, mask)
+    assert store.load_mask("sarcoma/one", ("another",)) is None
+
+
+def test_results_are_read_back_as_they_were(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    results = CaseResults(("ball",), ("ball",), (a_trial((0.5, 0.6), clicks=((1.0, 2.0, 3.0, True),)),))
+    store.save("sarcoma/one", results)
+    assert Store(tmp_path, SETTINGS, Trial).load("sarcoma/one") == results
+    assert store.load("two") is None
+
+
+def test_a_folder_with_results_of_other_settings_is_refused_and_left_alone(tmp_path):
+    Store(tmp_path, SETTINGS, Trial)
+    before = (tmp_path / "settings.json").read_text()
+    with pytest.raises(InputError, match="holds results for clicks 2, not 5; choose another folder"):
+        Store(tmp_path, {**SETTINGS, "clicks": 5}, Trial)
+    assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_damaged_results_are_named(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    (tmp_path / "cases" / "one.json").write_text('{"records": [')
+    with pytest.raises(InputError, match="damaged"):
+        store.load("one")
+    (tmp_path / "cases" / "one.json").write_text(
+        json.dumps({"structures": ["a"], "measured": ["a"], "records": [{"dsc": 1}]})
+    )
+    with pytest.raises(InputError, match="another version"):
+        store.load("one")
+
+
+def a_plan(method) -> Plan:
+    return Plan((method,), tuple(users("cvpr25")), 1)
+
+
+def test_a_measurement_that_was_broken_off_goes_on_where_it_was(data, tmp_path):
+    cases = find_cases(data)
+    store = Store(tmp_path / "out", SETTINGS, Trial)
+    method = Obedient(ball_labels() > 0)
+    steps = measure(cases, a_plan(method), store)
+    first = next(steps)
+    steps.close()
+    assert (first.case, first.structure) == ("one", "ball")
+    later = list(measure(cases, a_plan(method), store))
+    assert [(step.case, step.structure) for step in later] == [
+        ("one", "little ball"),
+        ("two", "ball"),
+        ("two", "little ball"),
+    ]
+    assert [step.share for step in later] == pytest.approx([0.5, 0.75, 1.0])
+    assert method.opened == 3
+    known = store.load("one")
+    assert known is not None
+    assert [trial.structure for trial in known.records] == ["ball", "little ball"]
+    assert [step.structure for step in measure(cases, a_plan(method), store)] == ["", ""]
+
+
+def test_structures_that_are_too_small_or_not_asked_for_are_left_out(data, tmp_path):
+    cases = find_cases(data, only=["one"])
+    plan = Plan((Obedient(ball_labels() > 0),), tuple(users("cvpr25")), 0, least_voxels=600)
+    assert int((ball_labels() == 5).sum()) < 600 < int((ball_labels() == 2).sum())
+    assert [s.structure for s in measure(cases, plan, Store(tmp_path / "a", SETTINGS, Trial))] == ["ball"]
+    asked = Plan((Obedient(ball_labels() > 0),), tuple(users("cvpr25")), 0, structures=("little ball",))
+    assert [s.structure for s in measure(cases, asked, Store(tmp_path / "b", SETTINGS, Trial))] == ["little ball"]
+
+
+# Organs
+
+
+class Fixed:
+    """A source that always gives the same masks."""
+
+    name, told = "fixed", ""
+
+    def __init__(self, **masks: np.ndarray) -> None:
+        self.masks = masks
+
+    def classes(self):
+        return None
+
+    def segment(self, case, organs, draw):
+        return self.masks
+
+
+def test_organs_are_scored_as_published_and_honestly_side_by_side(data, tmp_path):
+    found = Fixed(ball=ball_labels() == 2, ghost=ball_labels() == 5)
+    plan = OrganPlan(found, ("ball", "little ball", "ghost", "nothing"), SYNAPSE8)
+    store = Store(tmp_path / "out", SETTINGS, OrganScore)
+    assert len(list(measure_organs(find_cases(data), plan, store))) == 2
+    results = store.load("one")
+    assert results is not None
+    ball, missed, invented, nothing = results.records
+    assert (ball.dsc, ball.nsd, ball.hd95_mm, ball.published_dsc) == (1.0, 1.0, 0.0, 1.0)
+    assert (missed.present, missed.found, missed.dsc, missed.published_second) == (True, False, 0.0, 0.0)
+    assert missed.hd95_mm is not None
+    assert missed.hd95_mm > 90
+    assert (invented.present, invented.dsc, invented.published_dsc) == (False, 0.0, 1.0)
+    assert (nothing.dsc, nothing.published_dsc) == (None, 0.0)
+
+
+def test_the_mean_over_organs_leaves_out_what_is_neither_there_nor_found_and_counts_misses(data, tmp_path):
+    plan = OrganPlan(Fixed(ball=ball_labels() == 2), ("ball", "little ball", "nothing"))
+    store = Store(tmp_path / "out", SETTINGS, OrganScore)
+    list(measure_organs(find_cases(data), plan, store))
+    scores = [s for case in ("one", "two") for s in store.load(case).records]
+    summary = summarise_organs(scores, None)
+    assert summary["mean"]["dsc"] == 0.5
+    assert summary["mean"]["missed"] == 2
+    assert summary["organs"]["nothing"]["dsc"] is None
+    assert "dsc_sd" not in summary["mean"]
+
+
+def test_draws_give_a_mean_and_the_standard_deviation_of_a_sample():
+    base = {"case": "a", "organ": "ball", "present": True, "found": True, "nsd": 0.5, "hd95_mm": 3.0}
+    scores = [
+        OrganScore(**base, draw=draw, dsc=dsc, published_dsc=None, published_second=None, seconds=1.0)
+        for draw, dsc in enumerate((0.6, 0.8, 0.7))
+    ]
+    mean = summarise_organs(scores, None)["mean"]
+    assert (mean["dsc"], mean["dsc_sd"]) == (pytest.approx(0.7), pytest.approx(0.1))
+
+
+def test_boxes_are_drawn_for_organs_that_are_there_only(data, quick_engine):
+    (case, _) = find_cases(data)
+    masks = FromBoxes(quick_engine()).segment(case.read(), ("ball", "ghost"), 0)
+    assert set(masks) == {"ball"}
+
+
+def test_a_case_never_supports_itself_and_a_draw_is_the_same_again(data):
+    cases = tuple(find_cases(write_data(data, ("one", "two", "three"))))
+    draws = SupportDraws(cases, 1)
+    for draw in range(6):
+        (drawn,) = draws.drawn("one", draw)
+        assert drawn.name != "one"
+        assert draws.drawn("one", draw) == [drawn]
+    assert {draws.drawn("one", draw)[0].name for draw in range(6)} == {"two", "three"}
+    with pytest.raises(InputError, match="2 cases to support one and 3 are wanted"):
+        SupportDraws(cases, 3).drawn("one", 0)
+
+
+def test_auto_segment_is_asked_for_what_its_head_knows_and_nothing_else(quick_engine):
+    engine = quick_engine()
+    volume, masks = balls()
+    names = {name: value for value, name in enumerate((*masks, "liver"), 1)}
+    labels = sum(names[name] * mask.astype(np.uint8) for name, mask in masks.items())
+    source = AutoSegment(engine, a_prompter(engine, a_learned_head(engine)), None)
+    assert "cube" in source.classes()
+    found = source.segment(ReadCase("one", volume, labels, names), ("liver", *masks), 0)
+    assert "liver" not in found
+    assert set(found) == set(masks)
+    assert all(mask.any() for mask in found.values())
+    assert source.segment(ReadCase("one", volume, labels, names), ("liver",), 0) == {}

@@ -1,0 +1,163 @@
+"""The module in a real Qt window: its file unmodified, the real scene, and a user at mouse and keyboard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from module_window import Window, middle_of, open_module
+from slicer_window import a_host, host_or_skip, one_host  # noqa: F401
+
+host_or_skip()
+
+
+@pytest.fixture
+def window(a_host: Any, a_phantom: Any, an_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:  # noqa: F811
+    """The module's panel over a phantom's CT; the engine is in memory already."""
+    from SAM2AssistLib.engine import loading
+
+    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
+    yield open_module(a_host, a_phantom.volume)
+    assert a_host.unhandled == []
+
+
+@pytest.fixture
+def liver(a_phantom: Any) -> np.ndarray:
+    """A voxel (k, j, i) in the phantom's liver."""
+    return middle_of(a_phantom.labels == a_phantom.names["liver"])
+
+
+def test_a_click_in_a_view_shows_a_mask_and_carries_it_through_the_slices(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.click(liver)
+    window.settle()
+    assert window.mask("Segment_1").any(axis=(1, 2)).sum() > 1
+    assert window.mask("Segment_1")[tuple(liver)]
+
+
+def test_a_click_by_key_is_undone_and_redone_by_buttons(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.click(liver)
+    window.settle()
+    found = window.mask("Segment_1")
+    window.host.user.press(window.ui.undoButton)
+    window.settle()
+    assert not window.mask("Segment_1").any()
+    assert not window.ui.undoButton.enabled
+    window.host.user.press(window.ui.redoButton)
+    window.settle()
+    np.testing.assert_array_equal(window.mask("Segment_1"), found)
+
+
+def test_leaving_the_module_gives_keys_and_mouse_back(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.host.leave_module()
+    assert window.widget.shortcuts == []
+    assert window.panel.placing() is None
+    window.click(liver)
+    window.host.process_events()
+    assert window.segmentation is None or not window.mask("Segment_1").any()
+
+
+def test_a_prompt_outside_the_image_is_refused_in_a_sentence_and_leaves_no_point(window: Window) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.host.user.zoom("Red", 2.0)  # until what is around the image can be seen
+    window.click([4, -6, 40])
+    window.settle()
+    assert "outside the volume" in window.ui.statusLabel.text
+    assert not window.panel.workspace().prompts.gestures(window.segment("Segment_1"))
+
+
+def test_the_panel_is_restored_with_the_scene(window: Window) -> None:
+    window.ui.autoPropagateCheckBox.checked = False
+    window.ui.axisComboBox.setCurrentText("coronal")
+    parameters = window.widget.logic.getParameterNode()
+    assert (parameters.autoPropagate, parameters.axis) == (False, "coronal")
+    assert parameters.volume is window.volume
+
+
+def test_a_scene_saved_and_loaded_is_gone_on_with(window: Window, liver: np.ndarray, tmp_path: Path) -> None:
+    import slicer
+
+    window.host.user.press(window.ui.positiveButton)
+    window.click(liver)
+    window.settle()
+    found = window.mask("Segment_1")
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear(0)
+    slicer.util.loadScene(path)
+    window.host.process_events()
+    window.volume = slicer.util.getNode("CT")
+    assert window.panel.volume_node is window.volume
+    np.testing.assert_array_equal(window.mask("Segment_1"), found)
+    assert len(window.panel.workspace().prompts.gestures(window.segment("Segment_1"))) == 1
+    slicer.util.setSliceViewerLayers(background=window.volume, fit=True)
+    window.host.user.press(window.ui.negativeButton)
+    window.click(liver)
+    window.settle()
+    assert (window.mask("Segment_1") != found).any()
+    window.host.user.press(window.ui.undoButton)
+    window.settle()
+    np.testing.assert_array_equal(window.mask("Segment_1"), found)
+
+
+def test_the_mask_under_the_cursor_is_shown_before_the_click_and_nothing_is_changed(
+    window: Window, liver: np.ndarray
+) -> None:
+    import slicer
+
+    from SAM2AssistLib.mrml.preview import NAME
+
+    window.host.user.press(window.ui.positiveButton)
+    window.settle()
+    window.panel.prepare()
+    window.settle()
+    window.host.user.show_position("Red", window.ras(liver))
+    window.host.user.move("Red", window.ras(liver + 2))
+    window.host.user.move("Red", window.ras(liver))
+    window.settle()
+    preview = slicer.util.getFirstNodeByClassByName("vtkMRMLSegmentationNode", NAME)
+    assert preview is not None
+    assert preview.GetHideFromEditors()
+    assert not preview.GetSaveWithScene()
+    image = preview.GetBinaryLabelmapInternalRepresentation(NAME)
+    assert image.GetScalarRange()[1] == 1
+    assert not window.mask("Segment_1").any()
+    window.host.leave_module()
+    assert not preview.GetDisplayVisibility()
+
+
+def test_the_next_doubtful_slice_is_shown_and_another_one_when_asked_again(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.click(liver)
+    window.settle()
+    assert window.ui.confidenceLabel.pixmap is not None
+    window.host.user.press(window.ui.doubtfulButton)
+    window.settle()
+    first = window.ui.statusLabel.text
+    assert "not sure of Segment_1 on slice" in first or "No further slice" in first
+    window.host.user.press(window.ui.doubtfulButton)
+    window.settle()
+    assert window.ui.statusLabel.text != first
+
+
+def test_what_is_missing_is_listed_with_its_size_and_installed_by_one_button(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SAM2AssistLib.mrml import first_run
+
+    real, absent = first_run._version, {"scikit-image"}
+    monkeypatch.setattr(first_run, "_version", lambda name: None if name in absent else real(name))
+    window.host.packages.missing.add("scikit-image")
+    window.widget.updateSetup()
+    assert "scikit-image>=0.22 (about 32 MB, by pip)" in window.ui.setupLabel.text
+    assert not window.ui.positiveButton.enabled
+    absent.clear()
+    window.host.packages.missing.clear()
+    window.host.user.press(window.ui.installButton)
+    assert not window.ui.setupCollapsibleButton.visible
+    assert window.ui.positiveButton.enabled

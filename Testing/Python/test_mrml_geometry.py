@@ -1,0 +1,259 @@
+"""Wherever volume and segmentation lie in the patient, prompts land where they were placed, masks where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from ct_files import rotation
+
+pytest.importorskip("vtk", reason="slicer-core is not installed")
+slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
+
+from mrml_desk import Desk, desk, make_desk  # noqa: E402, F401
+from mrml_scene import a_scene, assistant_for, box, mask_of, paint, point, volume_node  # noqa: E402
+
+from SAM2AssistLib.errors import InputError  # noqa: E402
+from SAM2AssistLib.mrml.gestures import Gesture, Kind  # noqa: E402
+from SAM2AssistLib.mrml.painting import EditableArea, Overlap  # noqa: E402
+from SAM2AssistLib.mrml.volumes import automatic_axis, volume_from_node  # noqa: E402
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels  # noqa: E402
+from SAM2AssistLib.volume import CTVolume  # noqa: E402
+
+LEFT, RIGHT = (5, 32, 20), (5, 32, 44)
+GRIDS = {
+    "oblique": rotation((10, 20, 30)),
+    "flipped": np.diag([-1.0, 1.0, -1.0]),
+    "sagittal first": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+}
+
+
+def turned(volume: CTVolume, directions: np.ndarray) -> CTVolume:
+    matrix = volume.ijk_to_lps.copy()
+    matrix[:3, :3] = directions * np.array(volume.spacing_ijk)
+    matrix[:3, 3] = (-12.5, 30.25, 7.0)
+    return CTVolume.from_array(volume.array, volume.spacing_ijk, matrix)
+
+
+def expected(engine: Any, volume: CTVolume, index_kji: Any) -> np.ndarray:
+    """What the library makes of a click."""
+    with engine.open(volume) as session:
+        segment = session.add_segment("ball")
+        session.add_point(segment, volume.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
+        list(session.propagate())
+        return session.mask(segment)
+
+
+@pytest.fixture
+def scene() -> Iterator[Any]:
+    with a_scene() as scene:
+        yield scene
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_on_any_grid_a_click_gives_what_the_library_gives(
+    scene: Any, quick_engine: Any, a_blob_volume: CTVolume, name: str
+) -> None:
+    ct = turned(a_blob_volume, GRIDS[name])
+    made = make_desk(scene, quick_engine(), ct)
+    workspace = made.workspace
+    workspace.desk.axis = 0
+    found = made.do(made.segment, point(ct, LEFT))
+    np.testing.assert_array_equal(found, expected(quick_engine(), ct, LEFT))
+    image = made.segmentation.GetBinaryLabelmapInternalRepresentation(made.segment)
+    grid = Grid.of(made.volume, made.segmentation)
+    assert SegmentVoxels(made.segmentation, made.segment, grid)._offset_ijk(image) is not None
+    made.assistant.close()
+
+
+def test_under_a_linear_transform_prompts_and_masks_move_with_the_volume(desk: Desk, quick_engine: Any) -> None:  # noqa: F811
+    import vtk
+
+    transform, matrix = desk.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode"), vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 100.0)
+    matrix.SetElement(1, 1, -1.0)
+    matrix.SetElement(2, 2, -1.0)
+    transform.SetMatrixTransformToParent(matrix)
+    for node in (desk.volume, desk.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    x, y, z = desk.ct.ras_from_index_ijk(np.array(LEFT, float)[::-1])
+    node = desk.workspace.prompts.node_for(desk.segment, Kind.POINT)
+    assert node.GetTransformNodeID() == transform.GetID()
+    node.AddControlPointWorld(vtk.vtkVector3d(x + 100, -y, -z))
+    desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), expected(quick_engine(), desk.ct, LEFT))
+    assert not desk.errors
+
+
+def test_a_volume_that_is_moved_later_takes_its_prompts_along_and_keeps_its_masks(desk: Desk) -> None:  # noqa: F811
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    transform = desk.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    for node in (desk.volume, desk.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    (prompts,) = desk.workspace.prompts.nodes(desk.segment)
+    assert prompts.GetTransformNodeID() == transform.GetID()
+    assert desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), found)
+
+
+def test_a_volume_under_a_warp_is_refused_with_the_reason(scene: Any, a_blob_volume: CTVolume) -> None:
+    import vtk
+
+    node, warp = volume_node(a_blob_volume), scene.AddNewNodeByClass("vtkMRMLBSplineTransformNode")
+    warp.SetAndObserveTransformFromParent(vtk.vtkThinPlateSplineTransform())
+    node.SetAndObserveTransformNodeID(warp.GetID())
+    with pytest.raises(InputError, match="non-linear.*harden"):
+        volume_from_node(node)
+
+
+def test_a_volume_that_is_no_ct_is_used_with_a_warning(scene: Any, a_blob_volume: CTVolume) -> None:
+    values = np.clip(np.array(a_blob_volume.array), 0, None)
+    node = slicer.util.addVolumeFromArray(values, a_blob_volume.ijk_to_ras, "MR")
+    (warning,) = volume_from_node(node).warnings
+    assert "probably no CT" in warning
+    assert volume_node(a_blob_volume) is not None
+    assert not volume_from_node(volume_node(a_blob_volume)).warnings
+
+
+def test_thick_slices_are_propagated_along_their_own_axis_and_thin_ones_along_the_patient(
+    a_blob_volume: CTVolume,
+) -> None:
+    sagittal = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    assert automatic_axis(turned(a_blob_volume, sagittal)) == 0
+    matrix = np.eye(4)
+    matrix[:3, :3] = sagittal
+    even = CTVolume.from_array(a_blob_volume.array, (1.0, 1.0, 1.0), matrix)
+    assert automatic_axis(even) == even.array_axis_of("axial") != 0
+
+
+def test_a_segment_on_another_grid_is_read_where_it_lies_and_others_keep_theirs(desk: Desk) -> None:  # noqa: F811
+    """A segmentation drawn on a cropped, shifted grid: what is written gets the volume's grid, nothing else does."""
+    import vtk
+
+    segmentation = desk.segmentation.GetSegmentation()
+    other, image = desk.add_segment("other"), slicer.vtkOrientedImageData()
+    matrix = vtk.vtkMatrix4x4()
+    desk.volume.GetIJKToRASMatrix(matrix)
+    image.SetGeometryFromImageToWorldMatrix(matrix)
+    image.SetExtent(10, 19, 12, 21, 3, 6)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.GetPointData().GetScalars().Fill(1)
+    segmentation.GetSegment(other).SetLabelValue(1)
+    segmentation.GetSegment(other).AddRepresentation("Binary labelmap", image)
+    inside = np.zeros(desk.ct.shape_kji, bool)
+    inside[3:7, 12:22, 10:20] = True
+    np.testing.assert_array_equal(desk.mask(other), inside)
+    desk.do(desk.segment, point(desk.ct, RIGHT))
+    np.testing.assert_array_equal(desk.mask(other), inside)
+    assert segmentation.GetSegment(other).GetRepresentation("Binary labelmap").GetExtent() == (10, 19, 12, 21, 3, 6)
+
+
+def test_segments_that_share_a_labelmap_are_parted_before_one_is_written(desk: Desk) -> None:  # noqa: F811
+    other = desk.add_segment("other")
+    square = np.zeros((64, 64), bool)
+    square[30:40, 10:30] = True
+    paint(desk.volume, desk.segmentation, other, 0, 5, square)
+    desk.segmentation.GetSegmentation().CollapseBinaryLabelmaps(False)
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    assert (found[5] & square).any()
+    np.testing.assert_array_equal(desk.mask(other)[5], square)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "keeps_other", "keeps_found"),
+    [(Overlap.ALLOW, True, True), (Overlap.OVERWRITE_ALL, False, True), (Overlap.SPARE, True, False)],
+)
+def test_other_segments_are_changed_only_where_that_was_asked_for(
+    desk: Desk,  # noqa: F811
+    quick_engine: Any,
+    overlap: Overlap,
+    keeps_other: bool,
+    keeps_found: bool,
+) -> None:
+    other = desk.add_segment("other")
+    square = np.zeros((64, 64), bool)
+    square[30:40, 10:30] = True
+    paint(desk.volume, desk.segmentation, other, 0, 5, square)
+    desk.workspace.overlap = overlap
+    full = expected(quick_engine(), desk.ct, LEFT)
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    np.testing.assert_array_equal(desk.mask(other)[5], square if keeps_other else square & ~full[5])
+    np.testing.assert_array_equal(found[5], full[5] if keeps_found else full[5] & ~square)
+    desk.workspace.undo()
+    desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(other)[5], square)
+
+
+def test_the_editors_intensity_range_bounds_what_a_prediction_changes(desk: Desk, quick_engine: Any) -> None:  # noqa: F811
+    editor = desk.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.SetSourceVolumeIntensityMask(True)
+    editor.SetSourceVolumeIntensityMaskRange(100, 3000)
+    desk.workspace.painter.editable = EditableArea(editor, desk.ct.array)
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    bright = desk.ct.array >= 100
+    np.testing.assert_array_equal(found, expected(quick_engine(), desk.ct, LEFT) & bright)
+
+
+def test_an_oblique_box_becomes_the_smallest_box_of_voxels_around_it(a_blob_volume: CTVolume) -> None:
+    gesture = box(a_blob_volume, (2, 20, 10), (7, 44, 30))
+    (prompt,) = gesture.prompts(a_blob_volume, 0)
+    assert prompt.axis is None
+    np.testing.assert_allclose([prompt.min_ijk, prompt.max_ijk], [(10, 20, 2), (30, 44, 7)], atol=1e-2)
+
+
+def test_a_lasso_is_a_box_and_a_click_inside_of_it(a_blob_volume: CTVolume) -> None:
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    ijk = np.stack([20 + 8 * np.cos(angles), 32 + 6 * np.sin(angles), np.full(12, 5.0)], axis=1)
+    gesture = Gesture.of(Kind.LASSO, a_blob_volume.ras_from_index_ijk(ijk))
+    flat, middle = gesture.prompts(a_blob_volume, 0)
+    assert flat.axis == 0
+    np.testing.assert_allclose(middle.index_ijk, (20, 32, 5), atol=1.5)
+
+
+def test_a_lasso_in_an_oblique_view_is_read_as_clicks_inside_of_it(a_blob_volume: CTVolume) -> None:
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    ijk = np.stack([20 + 6 * np.cos(angles), 32 + 6 * np.sin(angles), 5 + 3 * np.cos(angles)], axis=1)
+    prompts = Gesture.of(Kind.LASSO, a_blob_volume.ras_from_index_ijk(ijk)).prompts(a_blob_volume, 0)
+    assert len(prompts) > 1
+    assert all(np.linalg.norm(np.array(p.index_ijk) - (20, 32, 5)) < 6 for p in prompts)
+
+
+def test_a_two_pixel_thin_segment_is_kept_as_it_was_painted(desk: Desk) -> None:  # noqa: F811
+    thin = np.zeros((64, 64), bool)
+    thin[31:33, 5:60] = True
+    paint(desk.volume, desk.segmentation, desk.segment, 0, 4, thin)
+    desk.workspace.propagate([desk.segment])
+    desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask()[4], thin)
+
+
+def test_two_volumes_and_two_segmentations_worked_on_in_turn_never_mix(
+    scene: Any, quick_engine: Any, a_blob_volume: CTVolume
+) -> None:
+    engine = quick_engine()
+    assistant = assistant_for(scene, engine)
+    oblique = turned(a_blob_volume, GRIDS["oblique"])
+    volumes = [(a_blob_volume, volume_node(a_blob_volume, "one")), (oblique, volume_node(oblique, "two"))]
+    pairs = []
+    for ct, node in volumes:
+        for name in ("first", "second"):
+            segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{node.GetName()} {name}")
+            segmentation.CreateDefaultDisplayNodes()
+            segment = segmentation.GetSegmentation().AddEmptySegment("ball", "ball")
+            pairs.append((ct, node, segmentation, segment))
+    places = [LEFT, RIGHT, (3, 32, 20), (7, 32, 44)]
+    for (ct, node, segmentation, segment), place in zip(pairs, places, strict=True):
+        assistant.open(node, segmentation).add_prompt(segment, point(ct, place))
+    assert assistant.wait()
+    for (ct, node, segmentation, segment), place in zip(pairs, places, strict=True):
+        np.testing.assert_array_equal(mask_of(node, segmentation, segment), expected(engine, ct, place))
+        assert len(assistant.open(node, segmentation).prompts.gestures(segment)) == 1
+    ct, node, segmentation, segment = pairs[0]
+    assistant.open(node, segmentation).undo()
+    assert assistant.wait()
+    assert not mask_of(node, segmentation, segment).any()
+    for (ct, node, segmentation, segment), place in list(zip(pairs, places, strict=True))[1:]:
+        np.testing.assert_array_equal(mask_of(node, segmentation, segment), expected(engine, ct, place))
+    assistant.close()

@@ -1,0 +1,99 @@
+"""When memory runs out, the engine steps down, says so, and finishes."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from blobs import click, run
+
+from SAM2AssistLib.engine.encoder import SliceEncoder
+from SAM2AssistLib.engine.lean_decoder import LeanDecoder
+from SAM2AssistLib.engine.lean_memory import LeanMemoryEncoder
+from SAM2AssistLib.engine.network import Network
+from SAM2AssistLib.errors import ModelError
+
+STAGES = {
+    "encode": (SliceEncoder, "_encode"),
+    "track": (LeanDecoder, "__call__"),
+    "click": (Network, "_states"),
+    "memory": (LeanMemoryEncoder, "__call__"),
+}
+
+
+@pytest.fixture
+def running_out(monkeypatch):
+    """Let a stage run out of memory so many times."""
+
+    def inject(stage: str, times: int):
+        owner, name = STAGES[stage]
+        real, left = getattr(owner, name), [times]
+
+        def run_out(*args, **kwargs):
+            if left[0]:
+                left[0] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, run_out)
+
+    return inject
+
+
+def propagated(session) -> np.ndarray:
+    segment = session.add_segment("blob")
+    click(session, segment, (5, 32, 20))
+    run(session)
+    return session.mask(segment)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_memory_that_runs_out_once_costs_a_note_and_no_slice(quick_engine, a_blob_volume, running_out, caplog, stage):
+    with quick_engine().open(a_blob_volume) as session:
+        wanted = propagated(session)
+    running_out(stage, 1)
+    with caplog.at_level(logging.WARNING), quick_engine().open(a_blob_volume) as session:
+        found = propagated(session)
+        notes = session._plane(0).network.relief.notes
+    assert len(notes) == 1
+    assert "at a time" in notes[0]
+    assert "Memory ran out" in caplog.text
+    assert np.mean(found == wanted) > 0.999
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_memory_that_keeps_running_out_leads_to_bfloat16_at_last_and_finishes(
+    quick_engine, a_blob_volume, running_out, stage
+):
+    with quick_engine().open(a_blob_volume) as session:
+        network = session._plane(0).network
+        network.row_batch = network.encoder.batch = 1
+        running_out(stage, 1)
+        assert propagated(session).shape == a_blob_volume.array.shape
+        assert network.relief.half
+        assert "bfloat16" in network.relief.notes[-1]
+
+
+def test_where_no_step_is_left_the_user_is_told_and_the_prompt_is_not_kept(quick_engine, a_blob_volume, running_out):
+    running_out("encode", 99)
+    with quick_engine().open(a_blob_volume) as session:
+        segment = session.add_segment("blob")
+        with pytest.raises(ModelError, match="not enough memory"):
+            click(session, segment, (5, 32, 20))
+        assert session.prompts(segment) == ()
+
+
+def test_features_kept_on_the_host_are_the_same_features(quick_engine, a_blob_volume):
+    with quick_engine().open(a_blob_volume) as session:
+        plane = session._plane(0)
+        key = (5, plane.whole)
+        (before,) = plane.encoder.features([key])
+        held = plane.encoder.bytes_held
+        plane.encoder.keep_on_host()
+        (after,) = plane.encoder.features([key])
+        assert torch.equal(before.plain, after.plain)
+        assert plane.encoder.bytes_held == held
+        plane.encoder.forget()
+        assert not plane.encoder.holds(*key)

@@ -1,0 +1,160 @@
+"""A radiologist's session in the window, step by step, with what is seen and what is in the voxels after each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ct_files import write_dicom_series
+from module_window import Window, dicom_database, middle_of, open_module
+from slicer_window import a_host, host_or_skip, one_host  # noqa: F401
+
+from SAM2AssistLib.volume import CTVolume
+
+host_or_skip()
+SHAPE, SPACING = (20, 96, 96), (3.0, 3.0, 5.0)
+
+
+@pytest.fixture
+def window(  # noqa: PLR0913
+    a_host: Any,  # noqa: F811
+    an_engine: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Window]:
+    """The module over a CT that was read from 20 DICOM files; his last scan is in the support library."""
+    import slicer
+
+    from SAM2AssistLib.engine import loading
+    from SAM2AssistLib.mrml.export import UIDS
+    from SAM2AssistLib.prompting.support import SupportCase
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+    from SAM2AssistLib.training.phantoms import make_phantom
+
+    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
+    monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path / "supports"))
+    patient = make_phantom(7, SHAPE, SPACING)
+    liver = patient.labels == patient.names["liver"]
+    SupportLibrary().add(SupportCase("last year", patient.volume, {"liver": liver}))
+    files = write_dicom_series(tmp_path / "dicom", np.array(patient.volume.array), patient.volume.ijk_to_lps)
+    database = dicom_database(files)
+    monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
+    window = open_module(a_host, CTVolume.read(tmp_path / "dicom"), "patient")
+    window.volume.SetAttribute(UIDS, " ".join(database.uids))
+    window.settle()
+    window.truth = {name: patient.labels == label for name, label in patient.names.items()}
+    yield window
+    assert a_host.unhandled == []
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+def test_the_scripted_radiologist(window: Window, tmp_path: Path) -> None:
+    auto_segments(window)
+    corrects_the_liver(window)
+    boxes_the_spleen(window)
+    erases_and_goes_on(window)
+    takes_back_and_brings_back(window)
+    cancels_half_way(window)
+    exports(window, tmp_path / "result.dcm")
+    closes_the_scene(window)
+
+
+def auto_segments(window: Window) -> None:
+    assert window.widget.checkedClasses() == ["liver"]
+    assert "liver like in last year" in window.ui.autoLabel.text
+    window.host.user.press(window.ui.autoButton)
+    window.settle()
+    assert window.ui.statusLabel.text.startswith("Found liver")
+    assert window.mask("liver").any()
+    assert window.panel.workspace().prompts.nodes(window.segment("liver"))
+
+
+def corrects_the_liver(window: Window) -> None:
+    window.choose_segment("liver")
+    found, truth = window.mask("liver"), window.truth["liver"]
+    window.host.user.press(window.ui.positiveButton)
+    window.click(middle_of(truth & ~found))
+    window.settle()
+    window.host.user.press(window.ui.negativeButton)
+    window.click(middle_of(window.mask("liver") & ~truth))
+    window.settle()
+    assert (window.mask("liver") != found).any()
+
+
+def boxes_the_spleen(window: Window) -> None:
+    window.liver = window.mask("liver")
+    window.add_segment("spleen")
+    truth = window.truth["spleen"]
+    k = int(truth.sum(axis=(1, 2)).argmax())
+    rows, columns = np.flatnonzero(truth[k].any(axis=1)), np.flatnonzero(truth[k].any(axis=0))
+    window.host.user.press(window.ui.boxButton)
+    window.click((k, rows[0], columns[0]))
+    window.click((k, rows[-1], columns[-1]))
+    window.settle()
+    assert dice(window.mask("spleen"), truth) > 0.3
+    np.testing.assert_array_equal(window.mask("liver"), window.liver)
+
+
+def erases_and_goes_on(window: Window) -> None:
+    before = window.mask("spleen")
+    k, j, i = middle_of(before)
+    editor = window.ui.segmentEditorWidget
+    editor.setActiveEffectByName("Erase")
+    window.host.user.show_position("Red", window.ras((k, j, i)))
+    window.host.user.drag("Red", window.ras((k, j, i - 1)), window.ras((k, j, i + 1)))
+    editor.setActiveEffectByName("")
+    erased = window.mask("spleen")
+    assert erased[k].sum() < before[k].sum()
+    window.host.user.press(window.ui.propagateButton)
+    window.settle()
+    np.testing.assert_array_equal(window.mask("spleen")[k], erased[k])
+
+
+def takes_back_and_brings_back(window: Window) -> None:
+    states = [{name: window.mask(name) for name in ("liver", "spleen")}]
+    for _ in range(3):
+        window.host.user.press(window.ui.undoButton)
+        window.settle()
+        states.append({name: window.mask(name) for name in ("liver", "spleen")})
+    assert not states[3]["spleen"].any()
+    for expected in (states[2], states[1]):
+        window.host.user.press(window.ui.redoButton)
+        window.settle()
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(window.mask(name), mask)
+
+
+def cancels_half_way(window: Window) -> None:
+    window.choose_segment("liver")
+    liver = window.mask("liver")
+    window.host.user.press(window.ui.positiveButton)
+    window.click(middle_of(window.truth["liver"]))
+    window.host.user.wait_until(lambda: window.ui.progressBar.visible or not window.panel.busy(), 60)
+    window.panel.cancel()
+    window.settle()
+    window.host.user.press(window.ui.undoButton)
+    window.settle()
+    np.testing.assert_array_equal(window.mask("liver"), liver)
+
+
+def exports(window: Window, path: Path) -> None:
+    from SAM2AssistLib.io.dicom_seg_reader import read_dicom_seg
+
+    window.panel.export_dicom_seg(str(path), __import__("slicer").dicomDatabase.fileForInstance)
+    assert path.is_file(), window.ui.statusLabel.text
+    assert {segment.name for segment in read_dicom_seg(path).masks} == {"liver", "spleen"}
+
+
+def closes_the_scene(window: Window) -> None:
+    import slicer
+
+    slicer.mrmlScene.Clear(0)
+    window.host.process_events()
+    assert window.panel.assistant.workspaces == ()
+    assert not window.ui.positiveButton.enabled
