@@ -53,6 +53,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/refiner.py
   SAM2AssistLib/engine/relief.py
   SAM2AssistLib/engine/segment.py
+  SAM2AssistLib/engine/self_prompted.py
   SAM2AssistLib/engine/session.py
   SAM2AssistLib/engine/split_qkv.py
   SAM2AssistLib/engine/stopping.py

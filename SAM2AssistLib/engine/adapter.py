@@ -43,7 +43,7 @@ def attach_adapter(model: SAM2Base, folder: Path, spec: ModelSpec) -> SAM2Base:
         fit, or the package peft is not installed.
     """
     check_adapter_files(folder)
-    _check_card(folder, spec)
+    check_card(folder, spec)
     try:
         import peft
     except ModuleNotFoundError as error:
@@ -169,8 +169,14 @@ def check_adapter_files(folder: Path) -> None:
             raise ModelError(f"{folder} is no adapter, because {name} is missing; name a folder that finetune wrote.")
 
 
-def _check_card(folder: Path, spec: ModelSpec) -> None:
-    """Refuse an adapter whose card names another base, or other weights of it than those of this installation."""
+def check_card(folder: Path, spec: ModelSpec) -> None:
+    """Refuse an adapter whose card names another base, or other weights of it than those of this installation.
+
+    Raises
+    ------
+    ModelError
+        If it does, or if the card cannot be read.
+    """
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         base, digest = str(card["base_model"]), str(card["base_sha256"]).lower()

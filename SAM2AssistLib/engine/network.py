@@ -34,9 +34,7 @@ R = TypeVar("R")
 PREVIOUS_LIMIT = 32.0
 """SAM2's predictor clamps earlier logits to this before they become a mask prompt."""
 MOVED_OUTSIDE_LOGIT = -10.0
-OUT_OF_MEMORY = (
-    "There is not enough memory for even one segment; close other programs or use a smaller model."
-)
+OUT_OF_MEMORY = "There is not enough memory for even one segment; close other programs or use a smaller model."
 CPU_ROW_BATCH = 4
 """Rows at once on a CPU; more of them leave the caches, which made a propagation of 13 objects a sixth slower."""
 
@@ -235,6 +233,21 @@ class Network:
             fine, middle = high_res
             decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), place, mask)
         decoded = self._refined(decoded, found, place, mask)
+        return self._states([r.view for r in rows], decoded, None, from_prompt=False, reverse=[r.reverse for r in rows])
+
+    @_inference
+    def look_again(self, rows: Sequence[Row]) -> list[SliceState]:
+        """Do as `track`, through SAM2's own modules, so that whoever listens to them or guides them takes part.
+
+        The carried logits, of all rows or of none, are the mask prompt whether or not the model carries logits.
+        """
+        found, place = self._features([(row.index, row.view) for row in rows])
+        plain, high_res = _stack(found)
+        carried = [row.carried.float() for row in rows if row.carried is not None]
+        mask = draw_prompts(self.model.image_size, None, None, torch.stack(carried)[:, None]) if carried else None
+        recalls = [row.recall for row in rows]
+        conditioned = condition(self.model, plain[place], self.encoder.positions, recalls, self.slices)
+        decoded = decode(self.model, conditioned, [level[place] for level in high_res], dense=mask)
         return self._states([r.view for r in rows], decoded, None, from_prompt=False, reverse=[r.reverse for r in rows])
 
     @_inference

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
-from SAM2AssistLib.engine.network import Network
+from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
@@ -22,6 +23,8 @@ from SAM2AssistLib.volume import CTVolume, Window
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+    from SAM2AssistLib.prompting.error_head import ErrorHead
 
 MOST_LOOKS = 3
 """How often one prompt may be decoded through a better fitting view."""
@@ -109,6 +112,19 @@ class Plane:
         values, inside = uncut(state.logits, state.view, self.shape)
         probability[inside] = 1 / (1 + np.exp(-values.clip(-30, 30)))
         return probability
+
+    def error_of(self, index: int, state: SliceState, head: ErrorHead) -> np.ndarray:
+        """Return where a head expects the mask of a state to be wrong; float32 (rows, columns)."""
+        from SAM2AssistLib.prompting.error_head import decoder_features
+
+        network = self.network
+        row = Row(index, state.view, Recall((), ()), network.carried(state, state.view), reverse=False)
+        # The head reads what the decoder makes of the slice with this very mask as its mask prompt.
+        with decoder_features(network.model) as seen, torch.inference_mode():
+            network.look_again([row])
+            logits = state.logits.to(network.model.device).float()[None, None]
+            error = head.error_logits(seen.features.float(), logits)[0, 0]
+        return self.probability_of(replace(state, logits=error))
 
     def _from_mask(self, index: int, mask: np.ndarray) -> SliceState:
         view = self.focus.around_mask(mask) if self.focus is not None and mask.any() else self.whole

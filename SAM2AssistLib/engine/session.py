@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from SAM2AssistLib.engine.blending import SliceOpinion, blend
-from SAM2AssistLib.engine.competition import settle_conflicts
-from SAM2AssistLib.engine.doubt import DoubtfulSlice, doubtful_slices
-from SAM2AssistLib.engine.history import Attempt, Command, History, Recorder
+from SAM2AssistLib.engine.history import Command, History, Recorder
 from SAM2AssistLib.engine.network import Encoded
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.propagation import Job, Propagation, Step
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
+from SAM2AssistLib.engine.self_prompted import SelfPromptedSession
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, box_from_ras, point_from_ras
 from SAM2AssistLib.volume import CTVolume, Window
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 _AXIS_WORDS = ("k", "j", "i")
 
 
-class Session:
+class Session(SelfPromptedSession):
     """Segments of one volume; made by `Engine.open`.
 
     Parameters
@@ -133,38 +131,6 @@ class Session:
         the segment is absent, how sure that is.
         """
         return {k: state.confidence for k, state in sorted(self._record(segment).findings.states.items())}
-
-    def probability(self, segment: Segment, index: int) -> np.ndarray | None:
-        """Tell how probable the network finds each pixel of a slice to be in the segment.
-
-        Returns
-        -------
-        float32 (rows, columns) in [0, 1]; None where neither a prompt nor a propagation has been.
-        """
-        state = self._record(segment).findings.states.get(index)
-        return None if state is None else self._plane(self.segment_axis(segment)).probability_of(state)
-
-    def doubtful_slices(self) -> list[DoubtfulSlice]:
-        """List, over all segments, where a look is worth most: the slices of which the engine is least sure, first.
-
-        They have no prompt of their own, and each is the worst among its neighbours.
-        """
-        return doubtful_slices(self._records.values())
-
-    def next_doubtful_slice(self, segment: Segment, after: int | None = None) -> int | None:
-        """Tell which slice of a segment to look at next, from the least sure one on.
-
-        Parameters
-        ----------
-        after : the answer of the last call; without it, the worst slice of all.
-
-        Returns
-        -------
-        Index along the segment's axis; None when there are no more.
-        """
-        indices = [item.index for item in doubtful_slices([self._record(segment)])]
-        left = indices[indices.index(after) + 1 :] if after in indices else indices
-        return left[0] if left else None
 
     # Prompts
 
@@ -309,60 +275,6 @@ class Session:
                 new = new.with_state(index, plane.decode_last(new, index))
             record.findings = new
 
-    def place_template(self, segment: Segment, axis: int, prompts: Sequence[PlacedPrompt]) -> np.ndarray:
-        """Place all that is to be said on one slice at once, in pixels of the slice.
-
-        Parameters
-        ----------
-        axis : array axis of the slice; it has to be that of the segment's other prompts.
-        prompts : of one slice, each with an id of its own (see `new_prompt_id`).
-
-        Returns
-        -------
-        The mask on that slice; bool (rows, columns).
-        """
-        record = self._record(segment)
-        settled = record.findings.axis
-        if settled not in (None, axis):
-            raise InputError(f"{segment.name!r} travels along {_AXIS_WORDS[settled or 0]}; prompt it on those slices.")
-        return self._place(record, axis, prompts, "template")
-
-    def new_prompt_id(self) -> int:
-        """Return a number that no prompt of this session has."""
-        return next(self._ids)
-
-    def blend(self, segment: Segment, opinions: Mapping[int, SliceOpinion], weight: float) -> None:
-        """Blend what somebody else thinks of slices into a segment; one step of undo.
-
-        Parameters
-        ----------
-        opinions : by slice along the segment's axis.
-        weight : of the opinions, from 0 to 1; the rest is that of the network.
-        """
-        self._interrupt()
-        record = self._record(segment)
-        with self._recording("blend", record) as recorder:
-            blend(self._plane(self.segment_axis(segment)), recorder, opinions, weight)
-
-    def settle_conflicts(self, segments: Sequence[Segment]) -> int:
-        """Give each voxel that several segments claim to the one that is surest of it; one step of undo.
-
-        Returns
-        -------
-        Number of contested voxels. Segments that travel along another axis than the first take no part.
-        """
-        self._interrupt()
-        records = [self._record(segment) for segment in dict.fromkeys(segments)]
-        if not records:
-            return 0
-        axis = self.segment_axis(records[0].handle)
-        recorders = [Recorder("compete", r) for r in records if self.segment_axis(r.handle) == axis]
-        contested = settle_conflicts(self._plane(axis), recorders)
-        with self.history.one_step("compete", self._records):
-            for recorder in recorders:
-                self.history.add(recorder.command())
-        return contested
-
     def add_prompts(self, prompts: SegmentPrompts) -> Segment:
         """Add a segment with all its prompts, boxes first, as a prompt file lists them; one step of undo.
 
@@ -467,18 +379,6 @@ class Session:
         self._interrupt()
         return self.history.redo(self._records)
 
-    @contextmanager
-    def attempt(self) -> Iterator[Attempt]:
-        """Try something out: unless the attempt is kept, all that was done in the block is undone and forgotten."""
-        self._interrupt()
-        attempt, mark = Attempt(), self.history.newest
-        try:
-            yield attempt
-        finally:
-            self._interrupt()
-            if not attempt.kept:
-                self.history.take_back(mark, self._records)
-
     # Inside
 
     def _record(self, segment: Segment) -> SegmentRecord:
@@ -510,9 +410,7 @@ class Session:
             f"slices along {_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
         )
 
-    def _place(
-        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str
-    ) -> np.ndarray:
+    def _place(self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str) -> np.ndarray:
         self._interrupt()
         index = placed[0].index
         with self._recording(title, record) as recorder:

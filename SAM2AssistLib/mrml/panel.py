@@ -219,12 +219,15 @@ class Panel:
 
     def start_placing(self, kind: str, positive: bool) -> None:
         """Let clicks in the views place prompts of a kind in the chosen segment."""
+        self.stop_placing()
         with self._guarded():
             workspace = self.workspace(make=True)
             segment_id = self.segment_id(make=True)
             assert workspace is not None
             assert segment_id is not None
             node = workspace.prompts.node_for(segment_id, Kind(kind), positive=positive)
+            if Kind(kind) is not Kind.POINT:
+                workspace.prompts.begin_drawing(node)
             nodes.start_placing(self.scene, node, Kind(kind))
             self._placing = (kind, positive)
 
@@ -233,6 +236,8 @@ class Panel:
         self._placing = None
         self._preview.hide()
         nodes.stop_placing(self.scene)
+        for workspace in self.assistant.workspaces:
+            workspace.prompts.end_drawing()
 
     def auto_segment(self, classes: Sequence[str]) -> None:
         """Segment classes without prompts."""
@@ -361,8 +366,7 @@ class Panel:
 
     def _mode_changed(self) -> None:
         if not nodes.is_placing(self.scene):
-            self._placing = None
-            self._preview.hide()
+            self.stop_placing()
         self.view.updateButtons()
 
     def _cursor_moved(self) -> None:
@@ -399,6 +403,6 @@ class Panel:
             )
         else:
             self.view.showError(
-                f"The engine failed ({type(error).__name__}: {error}); segments are as they were, details are in the"
-                " Python console."
+                f"The engine failed ({type(error).__name__}: {error}); what was finished stays, see the Python"
+                " console."
             )

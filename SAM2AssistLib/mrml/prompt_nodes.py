@@ -53,6 +53,7 @@ class PromptNodes:
         self._on_change = on_change
         self._observed: dict[str, _Observed] = {}
         self._quiet = False
+        self._drawn: Any = None
         for node in self.nodes():
             self._observe(node)
 
@@ -79,8 +80,25 @@ class PromptNodes:
         return self._make(segment_id, kind, positive)
 
     def gestures(self, segment_id: str) -> tuple[Gesture, ...]:
-        """Read the prompts of a segment; those still being drawn are left out."""
-        return tuple(gesture for node in self.nodes(segment_id) for gesture in self._read(node))
+        """Read the prompts of a segment; the one that is being drawn is left out."""
+        nodes = (node for node in self.nodes(segment_id) if node is not self._drawn)
+        return tuple(gesture for node in nodes for gesture in self._read(node))
+
+    def begin_drawing(self, node: Any) -> None:
+        """Leave a box, a scribble or a lasso out until it is finished."""
+        self._drawn = node
+
+    def end_drawing(self) -> None:
+        """Take in what has been drawn: a box as flat as it was drawn; what was left unfinished is removed."""
+        node, self._drawn = self._drawn, None
+        if node is None or self.scene.GetNodeByID(node.GetID()) is not node:
+            return
+        with self._silent():
+            if not self._read(node):
+                self._remove(node)
+            elif _kind(node) is Kind.BOX:
+                _flatten(node)
+        self._on_change(node.GetAttribute(SEGMENT))
 
     def show(self, segment_id: str, gestures: Sequence[Gesture]) -> None:
         """Let the nodes hold these prompts, after undo and redo; what already does stays untouched."""
@@ -213,7 +231,7 @@ class PromptNodes:
 
     def changed(self, node: Any) -> None:
         """Take note that the user has changed a prompt node."""
-        if not self._quiet:
+        if not self._quiet and node is not self._drawn:
             self._on_change(node.GetAttribute(SEGMENT))
 
     def node_removed(self, node: Any) -> None:
@@ -312,6 +330,20 @@ def _box_corners(node: Any) -> NDArray[np.float64]:
     size = np.array(node.GetSize())
     signs = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5], indexing="ij")).reshape(3, -1).T
     return moved(array_of(node.GetObjectToNodeMatrix()), signs * size)
+
+
+def _flatten(node: Any) -> None:
+    """Let an ROI lie on the slice it was drawn on; Slicer gives it a depth, of which the user has said nothing."""
+    center, scene = np.array(node.GetCenterWorld()), node.GetScene()
+    count = scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")
+    planes = [array_of(scene.GetNthNodeByClass(n, "vtkMRMLSliceNode").GetSliceToRAS()) for n in range(count)]
+    if not planes:
+        return
+    plane = min(planes, key=lambda p: abs(float((center - p[:3, 3]) @ p[:3, 2])))
+    across = int(np.abs(array_of(node.GetObjectToWorldMatrix())[:3, :3].T @ plane[:3, 2]).argmax())
+    size = [float(s) for s in node.GetSize()]
+    size[across] = 0.0
+    node.SetSize(*size)
 
 
 def _set_box(node: Any, corners: NDArray[np.float64]) -> None:

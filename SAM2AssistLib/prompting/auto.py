@@ -30,7 +30,8 @@ from SAM2AssistLib.engine.views import cut
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.prompting.body import body_view
 from SAM2AssistLib.prompting.class_maps import ClassMaps
-from SAM2AssistLib.prompting.corrections import CorrectionOptions, correct
+from SAM2AssistLib.prompting.corrections import CorrectionOptions, correct, error_opinion
+from SAM2AssistLib.prompting.error_head import load_error_head
 from SAM2AssistLib.prompting.orientation import Orientation
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
 from SAM2AssistLib.prompting.self_prompt import SelfPrompter, embedded_adapter, has_embedded_adapter, load_self_prompter
@@ -350,7 +351,12 @@ class _Run:
 
     def _correct(self, rounds: int) -> Iterator[AutoStep]:
         segments = [segment for segment, *_ in self.found.values()]
-        for done, correction in enumerate(correct(self.session, segments, rounds, self.options.corrections), 1):
+        engine = self.session.engine
+        head = None if engine.adapter is None else load_error_head(engine.adapter, engine.model)
+        opinion = None if head is None else error_opinion(self.session, head)
+        for done, correction in enumerate(
+            correct(self.session, segments, rounds, self.options.corrections, opinion), 1
+        ):
             yield AutoStep("corrections", done, rounds, correction.segment, correction.axis, correction.index)
             if self._asked_to_stop():
                 return

@@ -18,7 +18,10 @@ BODY_HU = -300.0
 COARSE_MM = 6.0
 THIN_MM = 14.0
 """Tables, wires and sheets are thinner than this and are opened away; no trunk and no thigh is."""
-MARGIN = 1.06
+DEEP = 0.5
+"""Columns count from this share of the deepest one on: arms beside the trunk are less deep, and are left out."""
+MARGIN = 1.2
+"""Of an elliptic trunk, the columns that count are 0.87 of its width; the view shows all of it and some air."""
 MOST_SLICES = 48
 """Slices looked at; the frame is the median over them."""
 
@@ -59,7 +62,9 @@ def _body_box(hu: NDArray[np.int16], spacing_mm: tuple[float, float]) -> tuple[i
     sizes = np.bincount(components.ravel())[1:]
     # Two legs are both the patient; a pillow or an arm rest is far smaller.
     keep = np.isin(components, 1 + np.flatnonzero(sizes >= 0.25 * sizes.max()))
-    rows, columns = np.flatnonzero(keep.any(axis=1)), np.flatnonzero(keep.any(axis=0))
+    depth = keep.sum(axis=0)
+    columns = np.flatnonzero(depth >= DEEP * depth.max())
+    rows = np.flatnonzero(keep[:, columns].any(axis=1))
     return (
         int(rows[0] * steps[0]),
         int(columns[0] * steps[1]),

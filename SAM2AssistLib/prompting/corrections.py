@@ -19,6 +19,7 @@ from scipy import ndimage
 from SAM2AssistLib.engine.doubt import DoubtfulSlice
 from SAM2AssistLib.engine.segment import PlacedPrompt, Segment
 from SAM2AssistLib.engine.session import Session
+from SAM2AssistLib.prompting.error_head import ErrorHead
 
 Opinion = Callable[[Segment, int], "NDArray[np.float32] | None"]
 """Gives the probability, (rows, columns), that each pixel of a slice belongs to a segment; None for no opinion."""
@@ -91,6 +92,16 @@ def correct(
         slice_, point, positive = chosen
         yield _try(session, slice_, point, positive, options)
         done += 1
+
+
+def error_opinion(session: Session, head: ErrorHead) -> Opinion:
+    """Take the opinion of an error head: where it expects an error, the opposite of the mask."""
+
+    def opinion(segment: Segment, index: int) -> NDArray[np.float32] | None:
+        own, error = session.probability(segment, index), session.predicted_error(segment, index, head)
+        return None if own is None or error is None else own + error * (1 - 2 * own)
+
+    return opinion
 
 
 def _next(

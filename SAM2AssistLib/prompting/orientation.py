@@ -35,12 +35,12 @@ class Orientation:
     @classmethod
     def of(cls, volume: CTVolume) -> Orientation:
         """Find the turn of a volume, oblique ones to the nearest axes."""
-        axes = tuple(volume.array_axis_of(view) for view in ("axial", "coronal", "sagittal"))
+        z, y, x = (volume.array_axis_of(view) for view in ("axial", "coronal", "sagittal"))
         # LPS: z superior, y posterior, x left; array axis a is voxel axis 2 - a.
-        flips = tuple(
-            bool(volume.ijk_to_lps[component, 2 - axis] < 0) for component, axis in zip((2, 1, 0), axes, strict=True)
+        down, forward, right = (
+            bool(volume.ijk_to_lps[component, 2 - axis] < 0) for component, axis in ((2, z), (1, y), (0, x))
         )
-        return cls(axes, flips, volume.shape_kji)  # type: ignore[arg-type] - three of each
+        return cls((z, y, x), (down, forward, right), volume.shape_kji)
 
     @property
     def axis(self) -> int:

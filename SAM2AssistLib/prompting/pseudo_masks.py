@@ -117,7 +117,7 @@ class SupportPrompter:
             part = slice(first, first + self.options.guided_rows)
             logits = torch.stack([s.logits.float() for s in states[part]])[:, None].clamp(-PRIOR_LIMIT, PRIOR_LIMIT)
             with guidance.guiding(network.model.sam_mask_decoder, logits):
-                done += network.track(rows[part])
+                done += network.look_again(rows[part])
         return done
 
     def _memory(self, match: Match, name: str) -> SliceState:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files
+from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files, check_card
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.class_maps import ClassMaps
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
@@ -89,7 +89,10 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
         )
     settings = _settings(folder)
     adapted = engine
-    if engine.adapter is None or engine.adapter.resolve() != folder.resolve():
+    is_loaded = engine.adapter is not None and engine.adapter.resolve() == folder.resolve()
+    if settings["frozen_base"] and engine.adapter is None:
+        check_card(folder, engine.spec)  # nothing to attach, and so no need of peft
+    elif not is_loaded:
         adapted = _with_adapter(engine, folder)
     known = tuple(settings["known"])
     head = VoxelPromptHead(tuple(settings["channels"]), len(known), int(settings["width"]))
@@ -102,7 +105,7 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
 def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))[HEAD_NAME]
-        missing = {"known", "classes", "channels", "width", "presence"} - settings.keys()
+        missing = {"known", "classes", "channels", "width", "presence", "frozen_base"} - settings.keys()
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ModelError(f"The card in {folder} says nothing of a self-prompt head; make the adapter again.") from error
     if missing:

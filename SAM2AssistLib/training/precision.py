@@ -25,7 +25,7 @@ def use_plain_attention() -> None:
     The backward pass of PyTorch's fused attention does not use the CPU's tiles: it took 40 % of a step's time.
     """
     if has_fast_bfloat16():
-        F.scaled_dot_product_attention = _plain_attention
+        F.scaled_dot_product_attention = _plain_attention  # type: ignore[assignment]
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:

@@ -232,7 +232,7 @@ def write_adapter(
     """Write an adapter folder with a head on the frozen base: its low-rank updates change nothing."""
     adapted = attach_lora(load_base(spec), LoraRecipe(rank=1, targets=("encoder",)))
     sizes = {"channels": head.channels, "width": head.width}
-    content = {**base_card(spec), HEAD_NAME: {**asdict(settings), **sizes}, **card}
+    content = {**base_card(spec), HEAD_NAME: {**asdict(settings), **sizes, "frozen_base": True}, **card}
     save_adapter(adapted, folder, content, {HEAD_NAME: head}, dtype=torch.float16)
 
 

@@ -117,8 +117,9 @@ def _client(url: str, host: str) -> DICOMwebClient:
         raise InputError(
             "DICOMweb needs the package dicomweb-client; install it with: pip install dicomweb-client."
         ) from error
-    # It logs addresses, and these hold UIDs.
-    logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
+    # They log addresses, and these hold UIDs.
+    for library in ("dicomweb_client", "retrying", "urllib3"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     client = DICOMwebClient(url, session=_session(url, host), timeout=_SECONDS)
     client.set_http_retry_params(max_attempts=_ATTEMPTS, wait_exponential_multiplier=int(500 * _FIRST_WAIT_SECONDS))
     return client
@@ -126,13 +127,19 @@ def _client(url: str, host: str) -> DICOMwebClient:
 
 def _session(url: str, host: str) -> requests.Session:
     import requests
+
+    class OwnAuthorities(requests.Session):
+        """Keeps the authorities it was given; REQUESTS_CA_BUNDLE, which some systems set, would take their place."""
+
+        def merge_environment_settings(self, *given: Any) -> Any:
+            return {**super().merge_environment_settings(*given), "verify": self.verify}
+
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
     credentials, files = credentials_for(host), tls_files()
     check_not_in_the_clear(url, credentials)
-    session = requests.Session()
+    session = OwnAuthorities() if files.authorities else requests.Session()
     if credentials.token:
         session.headers["Authorization"] = f"Bearer {credentials.token}"
     elif credentials.user:
@@ -142,7 +149,7 @@ def _session(url: str, host: str) -> requests.Session:
     if files.certificate:
         session.cert = (str(files.certificate), str(files.key)) if files.key else str(files.certificate)
     # Only what did not reach the server is sent again here; answers that ask for patience are dicomweb-client's part.
-    retry = Retry(total=None, connect=_ATTEMPTS - 1, read=0, redirect=3, status=0, backoff_factor=_FIRST_WAIT_SECONDS)
+    retry = Retry(total=_ATTEMPTS - 1, read=0, status=0, other=0, backoff_factor=_FIRST_WAIT_SECONDS)
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session

@@ -238,7 +238,8 @@ def main() -> None:
     if given.what == "support":
         cases = [read_case(given.data / name) for name in given.support]
         scans = [as_scan(read_case(given.data / name)) for name in given.query]
-        rows = [score(engine, scan, given.classes, support=cases) for scan in scans]
+        prompter = load_self_prompter(engine, given.adapter) if given.adapter else None
+        rows = [score(engine, scan, given.classes, support=cases, adapter=prompter) for scan in scans]
         result = {"summary": summary(rows), "cases": rows}
     elif given.what == "leave-one-out":
         result = leave_one_out(engine, given.data, given.query, given.support_pool, given.supports)

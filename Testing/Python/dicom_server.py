@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +29,11 @@ class Server:
     dicom_port: int
     move_port: int
     aet: str = "ORTHANC"
-    scheme: str = "http"
 
     @property
     def dicomweb(self) -> str:
         """Address of the DICOMweb service."""
-        return f"{self.scheme}://localhost:{self.http_port}/dicom-web"
+        return f"http://localhost:{self.http_port}/dicom-web"
 
     @property
     def dimse(self) -> list[str]:
@@ -58,17 +60,14 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def orthanc(folder: Path, *, tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
-    """Run a server whose data lies in a folder; the test is skipped where it is not installed.
-
-    With a certificate and its key it speaks nothing but TLS.
-    """
+def orthanc(folder: Path) -> Iterator[Server]:
+    """Run a server whose data lies in a folder; the test is skipped where it is not installed."""
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
     plugin = next((path for path in PLUGINS if path.exists()), None)
     if program is None or plugin is None:
         pytest.skip("Orthanc is not installed (apt-get install orthanc orthanc-dicomweb)")
-    server = Server(free_port(), free_port(), free_port(), scheme="https" if tls else "http")
-    settings: dict[str, object] = {
+    server = Server(free_port(), free_port(), free_port())
+    settings = {
         "StorageDirectory": str(folder / "data"),
         "IndexDirectory": str(folder / "data"),
         "Plugins": [str(plugin)],
@@ -84,18 +83,6 @@ def orthanc(folder: Path, *, tls: tuple[Path, Path] | None = None) -> Iterator[S
         "DicomAlwaysAllowFind": True,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }
-    if tls:
-        certificate, key = tls
-        (folder / "both.pem").write_text(key.read_text() + certificate.read_text())
-        settings |= {
-            "SslEnabled": True,
-            "SslCertificate": str(folder / "both.pem"),
-            "DicomTlsEnabled": True,
-            "DicomTlsCertificate": str(certificate),
-            "DicomTlsPrivateKey": str(key),
-            "DicomTlsTrustedCertificates": str(certificate),
-            "DicomTlsRemoteCertificateRequired": False,
-        }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "orthanc.log").open("w") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
@@ -117,3 +104,55 @@ def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.1)
     pytest.fail(f"Orthanc did not start: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def https_without_studies(certificate: Path, key: Path) -> Iterator[str]:
+    """Run a DICOMweb service over TLS that has no studies, and give its address."""
+
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"https://localhost:{server.server_port}/dicom-web"
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def storage_over_tls(certificate: Path, key: Path) -> Iterator[tuple[int, list[str]]]:
+    """Run a storage service over TLS; give its port, and the list of what it was sent."""
+    from pynetdicom import AE, evt
+    from pynetdicom.sop_class import CTImageStorage
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    received: list[str] = []
+
+    def store(event: evt.Event) -> int:
+        received.append(str(event.dataset.SOPInstanceUID))
+        return 0
+
+    entity = AE(ae_title="TLS")
+    entity.add_supported_context(CTImageStorage)
+    port = free_port()
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)], ssl_context=context
+    )
+    try:
+        yield port, received
+    finally:
+        server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -213,9 +214,18 @@ def test_a_head_that_was_written_is_loaded_as_it_was(an_engine, an_adapter, a_he
         np.testing.assert_allclose(tensor.numpy(), a_head.state_dict()[name].numpy(), atol=1e-3, rtol=1e-3)
 
 
-def test_an_adapter_that_does_nothing_yet_leaves_the_features_as_they_were(an_engine, an_adapter):
-    prompter = load_self_prompter(an_engine, an_adapter)
+def test_a_head_on_the_frozen_base_needs_no_second_network(an_engine, an_adapter):
+    assert load_self_prompter(an_engine, an_adapter).engine is an_engine
+
+
+def test_a_head_with_low_rank_updates_reads_a_network_that_has_them(an_engine, an_adapter, tmp_path):
+    folder = copy_of(an_adapter, tmp_path)
+    card = json.loads((folder / "card.json").read_text())
+    edit_card(folder, self_prompt={**card["self_prompt"], "frozen_base": False})
+    prompter = load_self_prompter(an_engine, folder)
     assert prompter.engine is not an_engine
+    assert prompter.engine.adapter == folder
+    # These updates are zero, so the network is the same.
     own = an_engine.model.state_dict()
     for name, tensor in prompter.engine.model.state_dict().items():
         if name in own:

@@ -14,7 +14,16 @@ import pytest
 from command_line import box_prompts, run, sentence_of, write_prompts
 from ct_files import PATIENT_ID, PATIENT_NAME, ct_values, write_dicom_series
 from dicom_scenes import AXIAL, OBLIQUE, a_series, apart
-from dicom_server import PASSWORD, USER, Server, free_port, orthanc, self_signed
+from dicom_server import (
+    PASSWORD,
+    USER,
+    Server,
+    free_port,
+    https_without_studies,
+    orthanc,
+    self_signed,
+    storage_over_tls,
+)
 
 from SAM2AssistLib.errors import InputError, TransferError
 from SAM2AssistLib.io.dicom_seg import write_dicom_seg
@@ -247,38 +256,31 @@ def test_of_several_series_one_has_to_be_chosen_by_its_number(a_server, tmp_path
 
 
 @pytest.fixture(scope="module")
-def a_tls_server(tmp_path_factory):
-    """An Orthanc that speaks nothing but TLS, and its certificate."""
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = self_signed(folder)
-    with orthanc(folder, tls=(certificate, key)) as server:
-        yield server, certificate
+def a_certificate(tmp_path_factory):
+    """A certificate of this computer and its key."""
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.mark.parametrize("protocol", ["dicomweb", "c-get"])
-def test_tls_is_spoken_with_a_server_whose_certificate_is_trusted(
-    a_tls_server, a_ct, tmp_path, capfd, monkeypatch, protocol
-):
-    server, certificate = a_tls_server
-    monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(certificate))
-    folder, study = a_ct
-    arguments = server_arguments(server, protocol) + (["--tls"] if protocol == "c-get" else [])
-    assert run(capfd, "push", folder, *arguments).code == 0
-    outcome = run(capfd, "pull", "--study", study, "-o", tmp_path / "pulled", *arguments)
-    assert outcome.code == 0, outcome
-    assert pixels_of(tmp_path / "pulled").keys() == pixels_of(folder).keys()
+def test_dicomweb_over_tls_trusts_the_authority_that_the_environment_names(a_certificate, tmp_path, capfd, monkeypatch):
+    with https_without_studies(*a_certificate) as address:
+        arguments = ["pull", "--study", "1.2.3", "-o", tmp_path / "new", "--dicomweb", address]
+        assert "SAM2ASSIST_TLS_CA" in sentence_of(run(capfd, *arguments))
+        monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(a_certificate[0]))
+        assert "no such study" in sentence_of(run(capfd, *arguments))
 
 
-@pytest.mark.parametrize("protocol", ["dicomweb", "c-get"])
-def test_a_certificate_that_nobody_vouches_for_is_not_trusted(a_tls_server, a_ct, capfd, monkeypatch, protocol):
-    from SAM2AssistLib.transfer import dicomweb, dimse
+def test_storing_over_tls_trusts_the_authority_that_the_environment_names(a_certificate, a_ct, monkeypatch):
+    from SAM2AssistLib.transfer import dimse
 
-    monkeypatch.setattr(dicomweb, "_ATTEMPTS", 1)
     monkeypatch.setattr(dimse, "_ATTEMPTS", 1)
-    server, _ = a_tls_server
-    arguments = server_arguments(server, protocol) + (["--tls"] if protocol == "c-get" else [])
-    sentence = sentence_of(run(capfd, "push", a_ct[0], *arguments))
-    assert "SAM2ASSIST_TLS_CA" in sentence
+    files = sorted(a_ct[0].iterdir())
+    with storage_over_tls(*a_certificate) as (port, received):
+        archive = DimseArchive(Peer("localhost", port, "TLS", tls=True))
+        with pytest.raises(TransferError, match="SAM2ASSIST_TLS_CA"):
+            list(archive.store(files))
+        monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(a_certificate[0]))
+        assert list(archive.store(files)) == files
+    assert sorted(received) == sorted(pixels_of(a_ct[0]))
 
 
 # ---------------------------------------------------------------------------------------------------- without a server

@@ -90,3 +90,21 @@ def test_the_gate_takes_any_size_and_keeps_its_floor(a_model, size):
     assert gate.shape[-2:] == size
     assert float(gate.detach().min()) >= FLOOR
     assert float(gate.detach().max()) <= 1.0
+
+
+def test_a_guidance_takes_part_when_pseudo_masks_are_made(quick_engine):
+    from auto_scenes import balls
+
+    from SAM2AssistLib.engine.loading import default_window
+    from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
+    from SAM2AssistLib.prompting.support import SupportCase, prepare_support
+
+    engine = quick_engine()
+    volume, masks = balls()
+    support = prepare_support(engine, SupportCase("balls", volume, masks), default_window(volume))
+    found = []
+    for guidance in (None, a_guidance(engine.model).requires_grad_(False)):
+        options = SupportOptions(guidance=guidance, prior_weight=0.0)
+        *_, maps = SupportPrompter([support], support.plane, support.features, options).maps()
+        found.append(maps.probabilities.float())
+    assert float((found[0] - found[1]).abs().max()) > 1e-3

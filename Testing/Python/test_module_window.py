@@ -161,3 +161,26 @@ def test_what_is_missing_is_listed_with_its_size_and_installed_by_one_button(
     window.host.user.press(window.ui.installButton)
     assert not window.ui.setupCollapsibleButton.visible
     assert window.ui.positiveButton.enabled
+
+
+def test_a_box_by_two_clicks_lies_on_its_slice_and_is_one_step(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.boxButton)
+    window.click(liver - (0, 8, 8))
+    window.click(liver + (0, 8, 8))
+    window.settle()
+    workspace = window.panel.workspace()
+    (gesture,) = workspace.prompts.gestures(window.segment("Segment_1"))
+    (prompt,) = gesture.prompts(window.ct, 0)
+    assert prompt.axis == 0
+    assert prompt.min_ijk[2] == liver[0]
+    assert [step.title for step in workspace.journal.done] == ["add box"]
+    assert not window.ui.boxButton.checked
+
+
+def test_a_box_that_is_given_up_after_one_click_leaves_nothing(window: Window, liver: np.ndarray) -> None:
+    window.host.user.press(window.ui.boxButton)
+    window.click(liver)
+    window.host.user.press(window.ui.boxButton)
+    window.settle()
+    assert not window.panel.workspace().prompts.nodes()
+    assert not window.mask("Segment_1").any()

@@ -151,14 +151,18 @@ def test_a_segment_on_another_grid_is_read_where_it_lies_and_others_keep_theirs(
 
 
 def test_segments_that_share_a_labelmap_are_parted_before_one_is_written(desk: Desk) -> None:  # noqa: F811
-    other = desk.add_segment("other")
-    square = np.zeros((64, 64), bool)
-    square[30:40, 10:30] = True
-    paint(desk.volume, desk.segmentation, other, 0, 5, square)
-    desk.segmentation.GetSegmentation().CollapseBinaryLabelmaps(False)
+    other, corner = desk.add_segment("other"), np.zeros((64, 64), bool)
+    corner[:3, :3] = True
+    paint(desk.volume, desk.segmentation, desk.segment, 0, 5, corner)
+    for index in range(10):  # so large that the shared labelmap need not grow
+        paint(desk.volume, desk.segmentation, other, 0, index, ~corner)
+    segmentation = desk.segmentation.GetSegmentation()
+    segmentation.CollapseBinaryLabelmaps(False)
+    assert segmentation.GetNumberOfLayers() == 1
     found = desk.do(desk.segment, point(desk.ct, LEFT))
-    assert (found[5] & square).any()
-    np.testing.assert_array_equal(desk.mask(other)[5], square)
+    assert (found[5] & ~corner).any()
+    np.testing.assert_array_equal(desk.mask(other), np.broadcast_to(~corner, (10, 64, 64)))
+    assert segmentation.GetNumberOfLayers() == 2
 
 
 @pytest.mark.parametrize(

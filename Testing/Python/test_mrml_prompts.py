@@ -156,10 +156,12 @@ def test_many_steps_can_be_taken_back_and_brought_again(desk: Desk) -> None:  # 
     assert not desk.errors
 
 
-def test_a_closed_surface_that_was_shown_is_there_after_a_prompt_too(desk: Desk) -> None:  # noqa: F811
+def test_a_closed_surface_that_was_shown_stays_while_slices_come_in_and_is_there_at_the_end(desk: Desk) -> None:  # noqa: F811
     desk.do(desk.segment, point(desk.ct, LEFT))
     desk.segmentation.CreateClosedSurfaceRepresentation()
-    desk.do(desk.segment, point(desk.ct, RIGHT))
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, (3, 32, 44)))
+    while desk.assistant.pump(0.0):
+        assert desk.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
     assert desk.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
@@ -201,3 +203,15 @@ def test_a_point_placed_after_the_time_point_has_changed_goes_to_the_new_one(des
     (workspace,) = desk.assistant.workspaces
     assert len(workspace.prompts.gestures(desk.segment)) == 2
     assert not desk.errors
+
+
+def test_the_panel_can_be_shown_before_torch_and_scikit_image_are_installed() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; import SAM2AssistLib.mrml.panel, SAM2AssistLib.mrml.first_run;"
+        "print([name for name in ('torch', 'skimage', 'sam2', 'typer', 'safetensors') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "[]"

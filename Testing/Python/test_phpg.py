@@ -408,7 +408,7 @@ def test_a_small_network_learns_from_a_few_steps(monkeypatch, drawn):
         optimizer.zero_grad()
         outcome.loss.backward()
         optimizer.step()
-        losses.append(float(outcome.loss))
+        losses.append(float(outcome.loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
 
 
