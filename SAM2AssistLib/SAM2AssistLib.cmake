@@ -204,5 +204,9 @@ set(SAM2AssistLib_PYTHON_RESOURCES
   SAM2AssistLib/engine/weights/mini.card.json
   SAM2AssistLib/engine/weights/mini.safetensors
   SAM2AssistLib/io/terminology.json
+  SAM2AssistLib/prompting/adapters/mini/adapter_config.json
+  SAM2AssistLib/prompting/adapters/mini/adapter_model.safetensors
+  SAM2AssistLib/prompting/adapters/mini/card.json
+  SAM2AssistLib/prompting/adapters/mini/self_prompt.safetensors
   SAM2AssistLib/training/seeds.json
   )

@@ -7,6 +7,7 @@ prints the bytes that one propagation has added at its peak; the parent process 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -144,6 +145,10 @@ class HostWatch:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.device_before = torch.cuda.memory_allocated()
+        # What was freed before, but not given back to the system, would hide what is taken from now on.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         self._before = self._most = _resident_bytes()
 
     def look(self) -> None:

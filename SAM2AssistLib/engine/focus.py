@@ -1,7 +1,7 @@
 """Focus: what is small in its slice is seen through a crop of its own.
 
-At 256 pixels an aorta in a whole abdominal slice is three cells of the feature grid wide. Seen through a crop two to
-three times its own size it is a large object, at the same cost. The crop follows the mask: where the mask comes close
+At 256 pixels an aorta in a whole abdominal slice is three cells of the feature grid wide. Seen through a crop it is a
+larger object, at the same cost. The crop follows the mask: where the mask comes close
 to the crop's edge, the crop moves or grows until it has room again.
 """
 
@@ -13,8 +13,9 @@ from SAM2AssistLib.engine.views import View, square_around, whole_slice
 
 ROOM = 2.4
 """The crop's side as a multiple of the object's. Training clips are cut at 1.5 times the object and more."""
-LEAST_SIDE_MM = 60.0
-"""Smaller crops show texture rather than anatomy."""
+LEAST_SIDE_MM = 200.0
+"""Smaller crops show texture rather than anatomy. Dice of five organs from one box, on a training CT and on held-out
+phantoms: 0.43 and 0.67 with 60 mm, 0.52 and 0.77 with 160 mm, 0.56 and 0.79 with 200 mm."""
 WHOLE_FROM = 0.8
 """A crop of this share of the whole slice gains nothing."""
 LARGE, ZOOM_OUT = 0.44, 2.0

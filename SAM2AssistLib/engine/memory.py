@@ -51,6 +51,11 @@ class SliceState:
         return replace(self, memory=None, logits=self.logits.cpu())
 
     @property
+    def shows(self) -> bool:
+        """Whether there is a mask at all."""
+        return self.object_score > 0 and bool((self.logits > 0).any())
+
+    @property
     def confidence(self) -> float:
         """How sure the network is, in [0, 1]: of the mask by its predicted IoU, of an absence by the object score."""
         return self.iou if self.object_score > 0 else 1 / (1 + math.exp(min(30.0, self.object_score)))

@@ -147,6 +147,10 @@ class Plane:
         view = self._view_for(everywhere, boxes, previous)
         if previous is None:
             previous = next((p.hint for p in prompts if p.hint is not None), None)
+        if self.network.options.prompts_decide and prompts[-1].says_present and previous is not None and not previous.shows:
+            # What found nothing here has nothing to say where the user points; the nearest mask has.
+            previous = self._nearest_shown(findings, index) or previous
+            view = self._view_for(everywhere, boxes, previous)
         for _ in range(MOST_LOOKS):
             state = self._decode(findings, index, view, points, labels, previous)
             better = self._better_view(view, state, everywhere)
@@ -154,6 +158,11 @@ class Plane:
                 break
             view = better
         return state
+
+    @staticmethod
+    def _nearest_shown(findings: Findings, index: int) -> SliceState | None:
+        others = sorted((abs(k - index), k) for k, s in findings.states.items() if k != index and s.shows)
+        return findings.states[others[0][1]] if others else None
 
     def _decode(
         self,

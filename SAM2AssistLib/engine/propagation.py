@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 import numpy as np
 
@@ -90,26 +91,29 @@ class Job:
         self.all_begun = True
 
     def _lanes_in(self, gap: Gap) -> Iterator[Lane]:
-        between = gap.low is not None and gap.high is not None
-        stops = self.options.stop_rules and not between
-        for start, end in ((gap.low, gap.last), (gap.high, gap.first)):
-            # Beyond a slice on which a user has said that the segment is absent, it has ended.
-            if start is not None and (not stops or self._shown(start)):
-                yield self._lane(start, end, stops=stops)
+        # A slice on which a user has said that the segment is absent sends nothing: the segment ends before it, and
+        # where, what comes from the other side must find out.
+        shown = [(start, end) for start, end in ((gap.low, gap.last), (gap.high, gap.first)) if self._shown(start)]
+        for start, end in shown:
+            yield self._lane(start, end, stops=self.options.stop_rules and len(shown) == 1)
 
-    def _shown(self, index: int) -> bool:
-        return bool(self.recorder.record.slice_of(self.plane.axis, index).any())
+    def _shown(self, index: int | None) -> TypeGuard[int]:
+        return index is not None and bool(self.recorder.record.slice_of(self.plane.axis, index).any())
 
     def _lane(self, start: int, last: int, *, stops: bool) -> Lane:
         findings = self.recorder.record.findings
         conditioning = findings.conditioning
         area = int(self.recorder.record.slice_of(self.plane.axis, start).sum())
+        # Every direction goes by the prompted slice that it comes from: remembered on every slice, an absence at the
+        # end of an object, or a bad mask, would spoil it everywhere. What comes from the other side is fused later.
+        recalled = {start: conditioning[start]} if self.options.meet_between else conditioning
         return Lane(
             segment=self.recorder.record.handle.id,
             start=start,
             last=last,
             view=conditioning[start].view,
             conditioning=conditioning,
+            recalled=recalled,
             behind={**findings.states, **self.found},
             stops=stops,
             fading=self._fading(area) if stops else 0.0,
@@ -144,7 +148,13 @@ class Job:
         self.recorder.write(self.plane.axis, visit.index, mask)
 
     def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
-        """Weigh what came from below and from above by nearness; where they disagree, confidence falls."""
+        """Weigh what came from below and from above by nearness; where they disagree, confidence falls.
+
+        A segment that is on both sides is hardly ever absent in between: a lane that has lost it has no vote.
+        """
+        if lower.shows != upper.shows:
+            kept = lower if lower.shows else upper
+            return replace(kept, iou=kept.iou / 2, memory=None)
         near, far, weight = (upper, lower, share) if share > 0.5 else (lower, upper, 1 - share)
         network, limit = self.plane.network, LOGIT_LIMIT
         own, others = network.carried(near, near.view), network.carried(far, near.view)

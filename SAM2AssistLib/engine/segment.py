@@ -52,6 +52,11 @@ class PlacedPrompt:
     hint: SliceState | None = None
 
     @property
+    def says_present(self) -> bool:
+        """Whether it is a positive click."""
+        return self.labels.tolist() == [1]
+
+    @property
     def is_box(self) -> bool:
         """Whether it is a box."""
         return len(self.labels) == 2  # noqa: PLR2004 - two corners

@@ -34,6 +34,7 @@ class Lane:
     start, last : the prompted slice, and the last slice to visit; the direction follows from them.
     view : through which the lane sees its slices; changes as the mask grows.
     conditioning : the segment's prompted slices.
+    recalled : those of them that every slice attends to.
     behind : states that earlier passes left, for memories of slices before the start.
     stops : whether it ends where the object ends; between two prompted slices it does not.
     fading : logits that the carried mask loses from slice to slice.
@@ -46,6 +47,7 @@ class Lane:
     last: int
     view: View
     conditioning: dict[int, SliceState]
+    recalled: dict[int, SliceState]
     behind: Mapping[int, SliceState]
     stops: bool
     fading: float = 0.0
@@ -190,7 +192,7 @@ class Tracker:
                 lane.next_index,
                 reverse=lane.reverse,
                 slices=self.network.slices,
-                conditioning=lane.conditioning,
+                conditioning=lane.recalled,
                 tracked=lane.state,
             )
             for lane in lanes

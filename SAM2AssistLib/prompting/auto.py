@@ -101,7 +101,7 @@ class AutoOptions:
     templates: TemplateOptions = field(default_factory=TemplateOptions)
     support: SupportOptions = field(default_factory=SupportOptions)
     corrections: CorrectionOptions = field(default_factory=CorrectionOptions)
-    map_weight: float = 0.5
+    map_weight: float = 0.7
     least_agreement: float = 0.3
 
 
