@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.catalogue import ModelSpec
+from SAM2AssistLib.engine.refiner import PREFIX
 from SAM2AssistLib.errors import ModelError
 
 if TYPE_CHECKING:
@@ -56,7 +57,18 @@ def load_state(path: str | Path, expected_sha256: str | None) -> dict[str, Tenso
 
 
 def load_verified(spec: ModelSpec) -> dict[str, Tensor]:
-    """Read the tensors of a catalogue model from this computer, after verifying them.
+    """Read SAM2's tensors of a catalogue model from this computer, after verifying them.
+
+    Raises
+    ------
+    ModelError
+        As `load_everything`.
+    """
+    return {name: tensor for name, tensor in load_everything(spec).items() if not name.startswith(PREFIX)}
+
+
+def load_everything(spec: ModelSpec) -> dict[str, Tensor]:
+    """Read the tensors of a catalogue model, those of its refiner among them, after verifying them.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from SAM2AssistLib.engine.adapter import reads_neighbours
 from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_SLICES, THREE_WINDOWS, Channels
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
-from SAM2AssistLib.engine.checkpoint import check_fits, load_verified
+from SAM2AssistLib.engine.checkpoint import check_fits, load_everything
 from SAM2AssistLib.engine.device import choose_device
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import PREFIX, EdgeRefiner, refiner_from
@@ -112,9 +112,9 @@ def load_base(spec: ModelSpec) -> SAM2Base:
 
 def _load(spec: ModelSpec) -> tuple[SAM2Base, EdgeRefiner | None]:
     model = build_sam2(spec.architecture, spec.image_size, max_cond_frames_in_attn=CONDITIONING_LIMIT)
-    state = load_verified(spec)
-    refiner = refiner_from(state)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    everything = load_everything(spec)
+    refiner = refiner_from(everything)
+    state = {name: tensor for name, tensor in everything.items() if not name.startswith(PREFIX)}
     check_fits(state, model)
     model.load_state_dict(state)
     return model, refiner

@@ -147,7 +147,8 @@ class Plane:
         view = self._view_for(everywhere, boxes, previous)
         if previous is None:
             previous = next((p.hint for p in prompts if p.hint is not None), None)
-        if self.network.options.prompts_decide and prompts[-1].says_present and previous is not None and not previous.shows:
+        pointed_at = self.network.options.prompts_decide and prompts[-1].says_present
+        if pointed_at and previous is not None and not previous.shows:
             # What found nothing here has nothing to say where the user points; the nearest mask has.
             previous = self._nearest_shown(findings, index) or previous
             view = self._view_for(everywhere, boxes, previous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +18,7 @@ from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.training import feed as feed_module
 from SAM2AssistLib.training import trainer as trainer_module
 from SAM2AssistLib.training.feed import ClipFeed, Plan, load_batches, training_phantom
-from SAM2AssistLib.training.trainer import Recipe, StageTrainer, clips_recipe, slices_recipe, train_mini
+from SAM2AssistLib.training.trainer import REFINER_PACE, Recipe, StageTrainer, clips_recipe, slices_recipe, train_mini
 from SAM2AssistLib.training.volumes import LabelledVolume
 
 STEPS = 5
@@ -109,7 +110,7 @@ def test_a_finished_stage_leaves_its_checkpoint_and_the_averaged_weights_and_not
 def test_saved_weights_fit_the_network(new_trainer):
     new_trainer().run()
     trainer = new_trainer(seed=9)
-    build_sam2("tiny", TINY_SIZE).load_state_dict(load_file(trainer.out / "stage.safetensors"))
+    trainer.model.load_state_dict(load_file(trainer.out / "stage.safetensors"))
 
 
 def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monkeypatch):
@@ -238,11 +239,18 @@ def test_the_average_follows_the_weights_closely_at_first_and_slowly_later(new_t
 
 
 def test_norms_and_biases_do_not_decay(new_trainer):
-    decayed, plain = new_trainer().optimizer.param_groups
-    assert decayed["weight_decay"] > 0
-    assert plain["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in decayed["params"])
-    assert all(p.ndim <= 1 for p in plain["params"])
+    groups = new_trainer().optimizer.param_groups
+    assert len(groups) == 4
+    for group in groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_the_refiner_learns_faster_than_the_rest(new_trainer):
+    trainer = new_trainer()
+    trainer.run()
+    rest, refiner = trainer.optimizer.param_groups[0], trainer.optimizer.param_groups[2]
+    assert refiner["lr"] == pytest.approx(REFINER_PACE * rest["lr"])
+    assert any(p is trainer.model.refiner.change.weight for p in refiner["params"])
 
 
 # ---- all stages
@@ -262,11 +270,11 @@ def test_each_stage_starts_from_the_average_of_the_one_before_and_all_are_record
     a_tiny_sam2(monkeypatch)
     monkeypatch.setattr(trainer_module, "StageTrainer", Watched)
     monkeypatch.setattr(trainer_module, "build_sam2", lambda *_: build_sam2("tiny", TINY_SIZE))
-    monkeypatch.setattr(trainer_module, "slices_recipe", lambda steps: tiny_recipe("slices", steps))
-    monkeypatch.setattr(trainer_module, "clips_recipe", lambda steps: tiny_recipe("clips", steps))
-    monkeypatch.setattr(trainer_module, "refine_recipe", lambda steps: tiny_recipe("refine", steps))
+    names = ("slices", "clips", "refine")
+    recipes = {name: functools.partial(tiny_recipe, name) for name in names}
+    monkeypatch.setattr(trainer_module, "RECIPES", recipes)
     out = tmp_path / "run"
-    train_mini(out, None, 2, 1, 1)
+    train_mini(out, None, {"slices": 2, "clips": 1, "refine": 1})
     assert same(starts[1], load_file(out / "slices.safetensors"))
     assert same(starts[2], load_file(out / "clips.safetensors"))
     assert (out / "refine.safetensors").is_file()

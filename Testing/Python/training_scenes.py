@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from SAM2AssistLib.engine.architecture import ARCHITECTURES, Architecture, build_sam2
+from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.training.volumes import LabelledVolume
 
 TINY_SIZE = 64
@@ -37,7 +38,9 @@ def a_tiny_sam2(monkeypatch: pytest.MonkeyPatch, seed: int = 0):
     """Build the tiny SAM2 with weights that depend on the seed alone."""
     monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     torch.manual_seed(seed)
-    return build_sam2("tiny", TINY_SIZE)
+    model = build_sam2("tiny", TINY_SIZE)
+    model.refiner = EdgeRefiner()
+    return model
 
 
 def an_l_and_a_block(
