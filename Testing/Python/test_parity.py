@@ -85,6 +85,12 @@ def upstream_masks(predictor, state, count: int, *, reverse_state=None) -> np.nd
     return masks
 
 
+def assert_parity(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """IoU of 0.99 on every slice; where a mask has fewer than 100 pixels, one that rounding has tipped is let pass."""
+    for iou, our, their in zip(ious(ours, theirs), ours, theirs, strict=True):
+        assert iou >= 0.99 or (our ^ their).sum() <= 1, (iou, int(our.sum()), int(their.sum()))
+
+
 def ious(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
     found = []
     for our, their in zip(ours, theirs, strict=True):
@@ -143,7 +149,7 @@ def test_a_box_gives_upstreams_mask_and_propagates_like_upstream_in_both_directi
         ours = session.mask(segment)
     assert theirs.any(axis=(1, 2)).sum() > 3
     assert ious([ours_at_once], [at_once[0, 0].numpy() > 0])[0] >= 0.99
-    assert min(ious(ours, theirs)) >= 0.99
+    assert_parity(ours, theirs)
 
 
 def test_a_box_and_clicks_on_two_slices_propagate_like_upstream(a_phantom, weights, upstream):
@@ -168,7 +174,7 @@ def test_a_box_and_clicks_on_two_slices_propagate_like_upstream(a_phantom, weigh
         place_click(session, segment, volume, other, high)
         run(session)
         ours = session.mask(segment)
-    assert min(ious(ours, theirs)) >= 0.99
+    assert_parity(ours, theirs)
 
 
 def test_a_correction_after_a_propagation_and_the_next_propagation_are_upstreams(a_phantom, weights, upstream):
@@ -191,7 +197,7 @@ def test_a_correction_after_a_propagation_and_the_next_propagation_are_upstreams
         run(session)
         ours = session.mask(segment)
     assert ious([ours_corrected], [corrected[0, 0].numpy() > 0])[0] >= 0.99
-    assert min(ious(ours, theirs)) >= 0.99
+    assert_parity(ours, theirs)
 
 
 def test_an_edited_mask_is_a_memory_as_upstreams_mask_prompt(a_phantom, weights, upstream):
@@ -222,7 +228,7 @@ def test_both_directions_in_one_batch_equal_upstream_with_a_fresh_state_for_each
         place_box(session, segment, volume, box, k)
         run(session)
         ours = session.mask(segment)
-    assert min(ious(ours, theirs)) >= 0.99
+    assert_parity(ours, theirs)
 
 
 def test_two_segments_in_one_batch_are_what_each_is_alone(a_phantom, weights):
@@ -243,7 +249,7 @@ def test_two_segments_in_one_batch_are_what_each_is_alone(a_phantom, weights):
             run(session)
             alone.append(session.mask(segment))
     for ours, theirs in zip(together, alone, strict=True):
-        assert min(ious(ours, theirs)) >= 0.99
+        assert_parity(ours, theirs)
 
 
 def with_fault(fault: str):
