@@ -122,7 +122,8 @@ def test_masks_travel_along_the_axis_that_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("text", "window"), [("lung", WINDOW_PRESETS["lung"]), ("Mediastinum", WINDOW_PRESETS["mediastinum"]), ("-20/350.5", None)]
+    ("text", "window"),
+    [("lung", WINDOW_PRESETS["lung"]), ("Mediastinum", WINDOW_PRESETS["mediastinum"]), ("-20/350.5", None)],
 )
 def test_a_window_is_a_preset_or_level_and_width(
     place: Path, capfd: pytest.CaptureFixture[str], engine: Any, text: str, window: Window | None
