@@ -109,13 +109,13 @@ class ClipSampler:
         return 0
 
     def _slice_indices(self, volume: LabelledVolume, axis: int, present: np.ndarray) -> tuple[int, list[int]]:
-        """Choose the prompted slice and T slices with a step of 1 to 9 mm, from there on up or down.
+        """Choose the prompted slice and T slices with a step of 1 to 9 mm, mostly short, from there on up or down.
 
         Half of the clips run over the object's end, for that is what a propagation must notice by itself.
         """
         rng, count = self.rng, self.slices
         length = volume.hu.shape[axis]
-        step = max(1, round(rng.uniform(1.0, 9.0) / volume.spacing_kji[axis]))
+        step = max(1, round(rng.uniform(1.0, 9.0 if rng.random() < 0.5 else 4.0) / volume.spacing_kji[axis]))
         step = max(1, min(step, (length - 1) // max(1, count - 1)))
         direction = step if rng.random() < 0.5 else -step
         if count > 1 and rng.random() < 0.5:

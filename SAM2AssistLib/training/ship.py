@@ -18,14 +18,14 @@ from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
 from SAM2AssistLib.io.atomic import atomic_paths
 
-STAGES = ("slices", "clips", "refine", "mixed", "edges")
+STAGES = ("slices", "clips", "refine", "mixed", "edges", "long")
 LIMITS = (
     "Trained on few real CTs; made to be corrected by a user, not to be believed. For research; not a medical device.",
     "Most abdominal structures it has seen are procedural phantoms, one CT with automatic labels, and two with labels "
     "grown from hand-placed seeds.",
     "The trainer changed between the stages of this edition (clip sampling, loss of absent objects, shaken masks, "
-    "labels grown from seeds, the refiner in the last stage only; mixed was stopped at 2000 of 2800 planned steps), so "
-    "the command makes similar weights, not the same.",
+    "labels grown from seeds, the refiner from the fifth stage on; mixed was stopped at 2000 of 2800 planned steps), "
+    "so the command makes similar weights, not the same.",
     "Axial slices are what it has seen most; slices more than 9 mm apart were never shown.",
 )
 

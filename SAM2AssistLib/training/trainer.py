@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from SAM2AssistLib.engine.architecture import build_sam2
-from SAM2AssistLib.engine.refiner import PREFIX, EdgeRefiner
+from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.training.feed import ClipFeed, Plan, load_batches
+from SAM2AssistLib.training.optimizers import make_optimizer
 from SAM2AssistLib.training.precision import training_precision, use_plain_attention
 from SAM2AssistLib.training.rollout import Rollout, clip_rollout, image_rollout
 from SAM2AssistLib.training.seeded import with_grown_labels
@@ -33,10 +34,6 @@ from SAM2AssistLib.training.volumes import read_split
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
-
-
-REFINER_PACE = 3.0
-"""The refiner's learning rate as a multiple of the rest's: plain convolutions bear more than a transformer."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Recipe:
     clip_share : how many of the batches are clips; the rest are single slices.
     learning_rate, warm_up : peak of the cosine schedule, and the steps until it is reached.
     rounds : prompts and corrections per object on single slices are drawn from 2 to this.
+    long_share : how many of the clips are long ones, in which small errors have time to grow.
     carry_share, teacher_share : of clips, see `clip_rollout`.
     """
 
@@ -61,6 +59,8 @@ class Recipe:
     image_size: int = 256
     images: Plan = Plan(clips=8, slices=1, objects=4)
     clips: Plan = Plan(clips=3, slices=5, objects=3)
+    long_clips: Plan = Plan(clips=2, slices=8, objects=3)
+    long_share: float = 0.0
     carry_share: float = 0.8
     teacher_share: float = 0.35
     weight_decay: float = 0.05
@@ -68,6 +68,7 @@ class Recipe:
     averaging: float = 0.995
     seed: int = 1
     phantoms: int = 32
+    optimizer: str = "adamw"
 
 
 def slices_recipe(steps: int) -> Recipe:
@@ -91,8 +92,24 @@ def mixed_recipe(steps: int) -> Recipe:
 
 
 def edges_recipe(steps: int) -> Recipe:
-    """Return the last stage, which teaches the refiner; before it the masks are not worth refining."""
+    """Return the fifth stage, which teaches the refiner; before it the masks are not worth refining."""
     return Recipe("edges", steps, clip_share=0.5, learning_rate=4e-4, warm_up=40, rounds=4, seed=5)
+
+
+def long_recipe(steps: int) -> Recipe:
+    """Return the last stage: some clips of eight slices, and the truth less often in place of a prediction."""
+    return Recipe(
+        "long",
+        steps,
+        clip_share=0.6,
+        learning_rate=5e-4,
+        warm_up=50,
+        rounds=4,
+        seed=6,
+        long_share=0.3,
+        teacher_share=0.2,
+        optimizer="muon",
+    )
 
 
 class StageTrainer:
@@ -103,19 +120,10 @@ class StageTrainer:
     def __init__(self, model: SAM2Base, recipe: Recipe, real: Path | None, out: Path) -> None:
         self.model, self.recipe, self.out = model, recipe, out
         self.average = AveragedModel(model, avg_fn=self._average)
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=recipe.learning_rate)
+        self.optimizer = make_optimizer(recipe.optimizer, model, recipe.learning_rate, recipe.weight_decay)
         self.step = 0
         self.seconds = 0.0
         self.volumes = with_grown_labels(read_split(real), out / "grown") if real else []
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = []
-        for refiner in (False, True):
-            own = [p for name, p in self.model.named_parameters() if name.startswith(PREFIX) == refiner]
-            for decay, of_kind in ((self.recipe.weight_decay, lambda p: p.ndim > 1), (0.0, lambda p: p.ndim <= 1)):
-                pace = REFINER_PACE if refiner else 1.0
-                groups.append({"params": [p for p in own if of_kind(p)], "weight_decay": decay, "pace": pace})
-        return groups
 
     def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         # Early on the average follows closely; with a fixed decay the random start would weigh on it for a thousand
@@ -163,8 +171,12 @@ class StageTrainer:
         # A resumed run draws new clips instead of skipping thousands of old ones.
         feed = ClipFeed(
             self.volumes,
-            [recipe.images, recipe.clips],
-            [1 - recipe.clip_share, recipe.clip_share],
+            [recipe.images, recipe.clips, recipe.long_clips],
+            [
+                1 - recipe.clip_share,
+                recipe.clip_share * (1 - recipe.long_share),
+                recipe.clip_share * recipe.long_share,
+            ],
             image_size=recipe.image_size,
             phantoms=recipe.phantoms,
             seed=recipe.seed * 100_003 + self.step,
@@ -229,7 +241,9 @@ RECIPES = {
     "refine": refine_recipe,
     "mixed": mixed_recipe,
     "edges": edges_recipe,
+    "long": long_recipe,
 }
+STEPS = {"slice": 1000, "clip": 1250, "refine": 420, "mixed": 2000, "edges": 1050, "long": 2000}
 
 
 def train_mini(out: Path, real: Path | None, steps: dict[str, int]) -> None:
@@ -257,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and weights")
     parser.add_argument("--real", type=Path, help="folder with splits.json and real CT; phantoms alone if not given")
-    for stage, steps in {"slice": 1000, "clip": 1250, "refine": 420, "mixed": 2000, "edges": 1500}.items():
+    for stage, steps in STEPS.items():
         parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=f"default {steps}")
     arguments = parser.parse_args()
     # Vanishing numbers slow a CPU down many times, and training makes ever more of them.

@@ -25,7 +25,7 @@ def a_run(tmp_path: Path) -> Path:
     """The folder of a finished run, with the weights of the package."""
     folder = tmp_path / "run"
     folder.mkdir()
-    save_file({name: tensor.float() for name, tensor in load_verified(MINI).items()}, folder / "edges.safetensors")
+    save_file({name: tensor.float() for name, tensor in load_verified(MINI).items()}, folder / "long.safetensors")
     (folder / "training.json").write_text(json.dumps(TRAINING))
     return folder
 
@@ -46,7 +46,7 @@ def test_shipped_weights_are_those_of_the_run_in_half_precision_and_verified_by_
     path = ship(a_run, metrics)
     assert sorted(file.name for file in a_package.iterdir()) == ["mini.card.json", "mini.safetensors"]
     assert store.verify(MINI) == path
-    shipped, trained = load_file(path), load_file(a_run / "edges.safetensors")
+    shipped, trained = load_file(path), load_file(a_run / "long.safetensors")
     assert all((shipped[name] == tensor.half()).all() for name, tensor in trained.items())
     card = json.loads((a_package / "mini.card.json").read_text())
     assert card["training"] == TRAINING
@@ -61,8 +61,8 @@ def test_a_run_whose_record_cannot_be_read_changes_neither_weights_nor_card(
     metrics.write_text("{}")
     ship(a_run, metrics)
     before = {file.name: file.read_bytes() for file in a_package.iterdir()}
-    weights = load_file(a_run / "edges.safetensors")
-    save_file({name: tensor + 1 for name, tensor in weights.items()}, a_run / "edges.safetensors")
+    weights = load_file(a_run / "long.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, a_run / "long.safetensors")
     (a_run / broken).write_text("{")
     with pytest.raises(ValueError, match="Expecting"):
         ship(a_run, metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,8 @@ from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.training import feed as feed_module
 from SAM2AssistLib.training import trainer as trainer_module
 from SAM2AssistLib.training.feed import ClipFeed, Plan, load_batches, training_phantom
-from SAM2AssistLib.training.trainer import REFINER_PACE, Recipe, StageTrainer, clips_recipe, slices_recipe, train_mini
+from SAM2AssistLib.training.optimizers import MUON_PACE, REFINER_PACE, MuonWithAdamW, hidden_matrices
+from SAM2AssistLib.training.trainer import Recipe, StageTrainer, clips_recipe, slices_recipe, train_mini
 from SAM2AssistLib.training.volumes import LabelledVolume
 
 STEPS = 5
@@ -34,6 +36,7 @@ RECIPE = Recipe(
     clips=Plan(clips=1, slices=3, objects=2),
     phantoms=1,
 )
+MUON_RECIPE = replace(RECIPE, optimizer="muon")
 
 
 class Killed(BaseException):
@@ -92,6 +95,12 @@ def copied(model) -> dict:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def moments(trainer: StageTrainer) -> list[dict]:
+    optimizer = trainer.optimizer
+    parts = [optimizer.adamw, optimizer.muon] if isinstance(optimizer, MuonWithAdamW) else [optimizer]
+    return [{k: v.clone() for k, v in s.items()} for part in parts for s in part.state_dict()["state"].values()]
+
+
 # ---- checkpoints
 
 
@@ -113,8 +122,9 @@ def test_saved_weights_fit_the_network(new_trainer):
     trainer.model.load_state_dict(load_file(trainer.out / "stage.safetensors"))
 
 
-def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monkeypatch):
-    first = new_trainer()
+@pytest.mark.parametrize("recipe", [RECIPE, MUON_RECIPE], ids=["adamw", "muon"])
+def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monkeypatch, recipe):
+    first = new_trainer(recipe=recipe)
     saved: dict[str, Any] = {}
     save = StageTrainer._save
 
@@ -124,7 +134,7 @@ def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monk
             step=trainer.step,
             model=copied(trainer.model),
             average=copied(trainer.average.module),
-            moments=[{k: v.clone() for k, v in s.items()} for s in trainer.optimizer.state_dict()["state"].values()],
+            moments=moments(trainer),
         )
 
     with monkeypatch.context() as patch:
@@ -132,15 +142,14 @@ def test_a_killed_run_goes_on_exactly_from_its_last_checkpoint(new_trainer, monk
         run_until_killed(first, 3, patch)
     assert (first.step, saved["step"]) == (3, 2)
 
-    second = new_trainer(seed=77)
+    second = new_trainer(seed=77, recipe=recipe)
     assert not same(copied(second.model), saved["model"])
     run_until_killed(second, 0, monkeypatch)
     assert second.step == 2
     assert same(copied(second.model), saved["model"])
     assert same(copied(second.average.module), saved["average"])
     assert int(second.average.n_averaged) == 2
-    moments = second.optimizer.state_dict()["state"].values()
-    assert all(same(mine, theirs) for mine, theirs in zip(moments, saved["moments"], strict=True))
+    assert all(same(mine, theirs) for mine, theirs in zip(moments(second), saved["moments"], strict=True))
     assert second.seconds > 0
 
 
@@ -251,6 +260,30 @@ def test_the_refiner_learns_faster_than_the_rest(new_trainer):
     rest, refiner = trainer.optimizer.param_groups[0], trainer.optimizer.param_groups[2]
     assert refiner["lr"] == pytest.approx(REFINER_PACE * rest["lr"])
     assert any(p is trainer.model.refiner.change.weight for p in refiner["params"])
+
+
+def test_muon_trains_the_hidden_matrices_and_adamw_each_of_the_other_parameters(new_trainer):
+    trainer = new_trainer(recipe=MUON_RECIPE)
+    assert isinstance(trainer.optimizer, MuonWithAdamW)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    own, rest = (
+        [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in (trainer.optimizer.muon, trainer.optimizer.adamw)
+    )
+    assert set(own) == set(hidden_matrices(trainer.model))
+    assert any("attn.qkv" in name for name in own)
+    assert not any("embed" in name or name.startswith("refiner.") for name in own)
+    assert sorted(own + rest) == sorted(names.values())
+
+
+def test_muon_has_its_own_pace_and_moves_the_matrices(new_trainer):
+    trainer = new_trainer(recipe=MUON_RECIPE)
+    before = copied(trainer.model)
+    trainer.run()
+    rest, muon = trainer.optimizer.param_groups[0], trainer.optimizer.param_groups[-1]
+    assert muon["lr"] == pytest.approx(MUON_PACE * rest["lr"])
+    moved = [not torch.equal(p, before[name]) for name, p in hidden_matrices(trainer.model).items()]
+    assert np.mean(moved) > 0.9
 
 
 # ---- all stages
