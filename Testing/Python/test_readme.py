@@ -53,7 +53,9 @@ def test_the_example_of_the_command_line_reads_the_example_of_a_prompt_file(
 
 def test_every_option_that_is_mentioned_is_there(capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    commands = (("segment",), ("demo",), ("models", "fetch"))
-    known = "".join(run(capfd, *command, "--help").out for command in commands)
+    listed = run(capfd, "--help").out
+    names = re.findall(r"^[│ ]*([a-z]+) {2,}", listed, re.MULTILINE)
+    assert {"segment", "auto", "models", "finetune"} <= set(names)
+    known = "".join(run(capfd, *name.split(), "--help").out for name in [*names, "models fetch", "support add"])
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--help", "--no-build-isolation", "--no-deps"}
     assert {option for option in mentioned if option not in known} == set()
