@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import ctk
 import qt
 import slicer
 import vtk
@@ -54,7 +55,7 @@ class SAM2AssistParameterNode:
     autoPropagate: bool = True
     livePreview: bool = True
     model: str = "mini"
-    device: str = "auto"
+    device: Annotated[str, Choice(["auto", "cpu", "cuda", "mps"])] = "auto"
     adapter: Path
     axis: Annotated[str, Choice(["automatic", "axial", "coronal", "sagittal"])] = "automatic"
 
@@ -90,6 +91,8 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(self.panel.editor_node())
         self.ui.segmentEditorWidget.segmentationNodeSelectorVisible = False
         self.ui.segmentEditorWidget.sourceVolumeNodeSelectorVisible = False
+        for pathLineEdit in (self.ui.wheelFolderPath, self.ui.adapterPath):
+            pathLineEdit.filters = ctk.ctkPathLineEdit.Dirs
         self.showProgress("", 0, 0)
         self.initializeParameterNode()
         self.updateSetup()
@@ -124,6 +127,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ):
             button.connect("clicked()", slot)
         self.ui.classList.connect("itemChanged(QListWidgetItem*)", self.onClassesChanged)
+        self.ui.modelComboBox.connect("currentTextChanged(QString)", self.onModelChosen)
 
     def _placeSlot(self, kind: str, positive: bool) -> Callable[[], None]:
         return lambda: self.onPlace(kind, positive)
@@ -170,7 +174,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Show the scene's parameters, choosing the first volume if none is chosen."""
         parameterNode = self.logic.getParameterNode()
         if parameterNode.volume is None:
-            parameterNode.volume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            parameterNode.volume = self.panel.first_volume()
         self.setParameterNode(parameterNode)
 
     def setParameterNode(self, parameterNode):
@@ -180,18 +184,30 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
         self._parameterNode = parameterNode
         if parameterNode is not None:
-            self._fillChoices()
             self._guiTag = parameterNode.connectGui(self.ui)
             self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersChanged)
         self.onParametersChanged()
 
-    def _fillChoices(self):
-        if self.ui.modelComboBox.count == 0:
-            self.ui.modelComboBox.addItems(self.panel.model_names())
-            self.ui.deviceComboBox.addItems(["auto", "cpu", "cuda", "mps"])
+    def updateModels(self):
+        """List the models that are on this computer, and the scene's; a connector of Slicer's takes fixed lists only."""
+        chosen = self._parameterNode.model if self._parameterNode is not None else ""
+        names = self.panel.model_names()
+        names += [chosen] if chosen and chosen not in names else []
+        wasBlocked = self.ui.modelComboBox.blockSignals(True)
+        if [self.ui.modelComboBox.itemText(row) for row in range(self.ui.modelComboBox.count)] != names:
+            self.ui.modelComboBox.clear()
+            self.ui.modelComboBox.addItems(names)
+        self.ui.modelComboBox.setCurrentIndex(names.index(chosen) if chosen else -1)
+        self.ui.modelComboBox.blockSignals(wasBlocked)
+
+    def onModelChosen(self, name: str):
+        """Use another model from now on."""
+        if self._parameterNode is not None and name:
+            self._parameterNode.model = name
 
     def onParametersChanged(self, caller=None, event=None):
         """Follow the choice of nodes, model and device."""
+        self.updateModels()
         self.panel.set_parameters(self._parameterNode)
         self.ui.segmentEditorWidget.setSegmentationNode(self.panel.segmentation_node)
         self.ui.segmentEditorWidget.setSourceVolumeNode(self.panel.volume_node)
@@ -224,7 +240,8 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             slicer.util.mainWindow(), _("Export DICOM-SEG"), "segmentation.dcm", "DICOM (*.dcm)"
         )
         if path:
-            self.panel.export_dicom_seg(path, slicer.dicomDatabase.fileForInstance)
+            database = getattr(slicer, "dicomDatabase", None)  # absent where the DICOM module is switched off
+            self.panel.export_dicom_seg(path, database.fileForInstance if database else lambda uid: "")
 
     def onDelivery(self):
         """Show what the engine has found; runs while it works."""
@@ -411,30 +428,9 @@ class SAM2AssistLogic(ScriptedLoadableModuleLogic):
         device: str = "auto",
         onProgress: Callable[[int, int], None] | None = None,
     ):
-        """Segment a CT volume from the prompts of a file.
+        """Segment a CT volume from a prompt file (README); returns the new vtkMRMLSegmentationNode.
 
-        Parameters
-        ----------
-        volumeNode
-            vtkMRMLScalarVolumeNode in HU; under no or under a linear transform.
-        promptFile
-            As the command line takes it, see the README; its positions are in the volume's own coordinates.
-        modelName
-            A name from ``sam2assist models list``.
-        device
-            "auto", "cpu", "cuda" or "cuda:N".
-        onProgress
-            Called with the slices done and the slices in all.
-
-        Returns
-        -------
-        vtkMRMLSegmentationNode
-            With one segment for each of the file, in the geometry of the volume and under its transform.
-
-        Raises
-        ------
-        SAM2AssistLib.errors.SAM2AssistError
-            If the volume, the prompts or the model cannot be used; the message is one sentence for the user.
+        See SAM2AssistLib.mrml.script.segment_from_file for what is given, returned and raised.
         """
         _makeLibraryImportable()
         from SAM2AssistLib.mrml.script import segment_from_file

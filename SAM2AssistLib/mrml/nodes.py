@@ -16,6 +16,14 @@ NAMED_TAG = "SAM2Assist.Named"
 """Tag of a segment with the name its codes were chosen for."""
 
 
+def first_volume(scene: Any) -> Any:
+    """Return the first volume node that is listed and is no label map; None if there is none."""
+    count = scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
+    every = (scene.GetNthNodeByClass(number, "vtkMRMLScalarVolumeNode") for number in range(count))
+    listed = (node for node in every if not node.GetHideFromEditors() and not node.IsA("vtkMRMLLabelMapVolumeNode"))
+    return next(listed, None)
+
+
 def make_segmentation(scene: Any, volume_node: Any, name: str = "") -> Any:
     """Add a segmentation node for a volume."""
     node = scene.AddNewNodeByClass(

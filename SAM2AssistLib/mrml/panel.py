@@ -145,6 +145,10 @@ class Panel:
             node = self.scene.AddNode(node)
         return node
 
+    def first_volume(self) -> Any:
+        """Return the first volume that can be chosen, which a label map or a hidden node cannot; None if there is none."""
+        return nodes.first_volume(self.scene)
+
     def model_names(self) -> list[str]:
         """List the models whose weights are on this computer; others are fetched on the command line."""
         return [name for name in model_names() if is_present(find_model(name))]

@@ -21,9 +21,21 @@ def segment_from_file(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """Segment a volume node from a prompt file; returns the vtkMRMLSegmentationNode.
+    """Segment a volume node from a prompt file; nothing is added to the scene if anything fails.
 
-    Positions of the file are in the volume's own coordinates. Nothing is added to the scene if anything fails.
+    Parameters
+    ----------
+    scene : vtkMRMLScene
+    volume_node : vtkMRMLScalarVolumeNode in HU, under no or under a linear transform.
+    prompt_file : as the command line takes it; its positions are in the volume's own coordinates.
+    model : a name of the catalogue.
+    device : "auto", "cpu", "cuda", "cuda:N" or "mps".
+    on_progress : called with the slices done and the slices in all.
+
+    Returns
+    -------
+    vtkMRMLSegmentationNode
+        With one segment for each of the file, in the geometry of the volume and under its transform.
 
     Raises
     ------

@@ -57,6 +57,15 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_FILE) | load_file(folder / ERROR_HEAD_FILE)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Runs are compared bit by bit with those of other processes, and threads change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def assert_same(one: Path, other: Path) -> None:
     first, second = weights_of(one), weights_of(other)
     assert first.keys() == second.keys()
@@ -241,12 +250,13 @@ def test_a_run_that_was_killed_goes_on_to_the_very_weights_of_an_unbroken_one(an
             if int(line) == moment:
                 killed.send_signal(signal.SIGKILL)
                 break
+        last = max(moment, *map(int, killed.stdout), 0)  # a busy machine may have let it go on a little
     assert killed.returncode == -signal.SIGKILL
     assert (out / "training" / CHECKPOINT).is_file()
     assert not (out / CARD_FILE).exists()
     steps = []
     finetune_tiny(a_folder, out, a_recipe(), report=lambda progress: steps.append(progress.step))
-    assert moment - 2 <= steps[0] - 1 <= moment, f"killed at step {moment}"
+    assert moment - 2 <= steps[0] - 1 <= last, f"killed at step {moment}"
     assert_same(an_unbroken_run[0].folder, out)
 
 

@@ -211,3 +211,23 @@ def test_a_parameter_node_refuses_what_its_types_forbid() -> None:
     parameters.names = ["liver", "spleen"]
     again = Parameters(node)
     assert (again.share, again.axis, again.names) == (0.5, "axial", ["liver", "spleen"])
+
+
+def test_a_combo_box_takes_a_text_only_where_choice_says_what_there_is(qt: Any) -> None:
+    from slicer_host.parameter_node import Choice, Parameter
+    from slicer_host.parameter_widgets import link_to
+
+    fixed = link_to(qt.QComboBox(), Parameter("device", Annotated[str, Choice(["auto", "cpu"])], "auto"))
+    assert fixed.read() == "auto"
+    with pytest.raises(ValueError, match="Choice"):
+        link_to(qt.QComboBox(), Parameter("model", str, "mini"))
+
+
+def test_a_widget_shows_only_what_slicer_connects_with_its_class(qt: Any) -> None:
+    from slicer_host.parameter_node import Parameter
+    from slicer_host.parameter_widgets import link_to
+
+    assert link_to(qt.QCheckBox(), Parameter("on", bool, True)).read() is False
+    for widget, kind, value in ((qt.QLineEdit, Path, Path("a")), (qt.QSpinBox, float, 1.0), (qt.QRadioButton, bool, True)):
+        with pytest.raises(ValueError, match="cannot show"):
+            link_to(widget(), Parameter("it", kind, value))

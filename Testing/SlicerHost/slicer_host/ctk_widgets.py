@@ -239,9 +239,10 @@ class ctkComboBox(QtWidgets.QComboBox):
 
 
 class ctkPathLineEdit(QtWidgets.QWidget):
-    """A line for a path with a button that asks for one."""
+    """A line for a path with a button that asks for one: a file or a folder, unless `filters` says which."""
 
     currentPathChanged = QtCore.Signal(str)
+    Files, Dirs = 2, 1
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
@@ -253,6 +254,13 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         layout.addWidget(self._line, 1)
         layout.addWidget(self._button)
         self._line.textChanged.connect(self.currentPathChanged)
+        self._filters = self.Files | self.Dirs
+
+    def _get_filters(self) -> int:
+        return self._filters
+
+    def _set_filters(self, filters: int) -> None:
+        self._filters = filters
 
     def _path(self) -> str:
         return self._line.text()
@@ -265,6 +273,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         """Keep the path for next time; the host keeps none."""
 
     currentPath = QtCore.Property(str, _path, setCurrentPath)
+    filters = QtCore.Property(int, _get_filters, _set_filters)
 
 
 class ctkMessageBox(QMessageBox):

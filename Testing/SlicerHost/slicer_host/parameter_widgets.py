@@ -7,12 +7,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import vtk
 from PySide6 import QtCore, QtWidgets
 
 from .ctk_widgets import ctkCollapsibleButton, ctkPathLineEdit, ctkSliderWidget
 from .mrml_widgets import qMRMLNodeComboBox
-
-_NUMBER_BOXES = (QtWidgets.QSpinBox, QtWidgets.QDoubleSpinBox, QtWidgets.QSlider, ctkSliderWidget)
 
 
 class WidgetLink:
@@ -121,10 +120,11 @@ class ChoiceLink(WidgetLink):
         choices = next((note.choices for note in parameter.notes if hasattr(note, "choices")), None)
         if issubclass(parameter.kind, enum.Enum):
             choices = [_label_of(member) for member in parameter.kind]
-        if choices is not None:
-            with QtCore.QSignalBlocker(self.widget):
-                self.widget.clear()
-                self.widget.addItems([str(choice) for choice in choices])
+        if choices is None:
+            raise ValueError(f"A combo box shows the parameter {parameter.name} only if Choice says what there is")
+        with QtCore.QSignalBlocker(self.widget):
+            self.widget.clear()
+            self.widget.addItems([str(choice) for choice in choices])
 
     def read(self) -> Any:
         """Return the choice."""
@@ -155,15 +155,17 @@ def _label_of(member: enum.Enum) -> str:
     return label() if callable(label) else member.name
 
 
-_LINKS: tuple[tuple[tuple[type, ...], type[WidgetLink], tuple[str, ...]], ...] = (
-    ((qMRMLNodeComboBox,), NodeLink, ("currentNodeChanged",)),
-    ((ctkCollapsibleButton,), CollapsedLink, ("contentsCollapsed",)),
-    ((ctkPathLineEdit,), PathLink, ("currentPathChanged",)),
-    (_NUMBER_BOXES, NumberLink, ("valueChanged",)),
-    ((QtWidgets.QAbstractButton, QtWidgets.QGroupBox), CheckLink, ("toggled",)),
-    ((QtWidgets.QComboBox,), ChoiceLink, ("currentTextChanged",)),
-    ((QtWidgets.QLineEdit,), TextLink, ("textChanged",)),
+_LINKS: tuple[tuple[tuple[type, ...], tuple[type, ...], type[WidgetLink], tuple[str, ...]], ...] = (
+    ((qMRMLNodeComboBox,), (vtk.vtkObject,), NodeLink, ("currentNodeChanged",)),
+    ((ctkCollapsibleButton,), (bool,), CollapsedLink, ("contentsCollapsed",)),
+    ((ctkPathLineEdit,), (pathlib.PurePath,), PathLink, ("currentPathChanged",)),
+    ((QtWidgets.QSpinBox, QtWidgets.QSlider), (int,), NumberLink, ("valueChanged",)),
+    ((QtWidgets.QDoubleSpinBox, ctkSliderWidget), (float,), NumberLink, ("valueChanged",)),
+    ((QtWidgets.QCheckBox, QtWidgets.QPushButton), (bool,), CheckLink, ("toggled",)),
+    ((QtWidgets.QComboBox,), (str, int, float, bool, enum.Enum), ChoiceLink, ("currentTextChanged",)),
+    ((QtWidgets.QLineEdit,), (str,), TextLink, ("textChanged",)),
 )
+"""Widgets of exactly which class show parameters of which types, as in Slicer's guiConnectors.py."""
 
 
 def link_to(widget: Any, parameter: Any) -> WidgetLink:
@@ -172,10 +174,12 @@ def link_to(widget: Any, parameter: Any) -> WidgetLink:
     Raises
     ------
     ValueError
-        If nothing can be linked to a widget of that class.
+        If Slicer links nothing of that type to a widget of that class.
     """
     wrapped = widget._wrapped_or_raise()
-    for kinds, link, signals in _LINKS:
-        if isinstance(wrapped, kinds):
+    for kinds, types, link, signals in _LINKS:
+        if type(wrapped) in kinds and issubclass(parameter.kind, types):
             return link(widget, parameter, signals)
-    raise ValueError(f"A {type(wrapped).__name__} cannot show the parameter {parameter.name}")
+    raise ValueError(
+        f"A {type(wrapped).__name__} cannot show the parameter {parameter.name} of type {parameter.kind.__name__}"
+    )
