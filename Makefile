@@ -67,7 +67,7 @@ test-dicom: setup-dev
 	  PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || \
 	    printf '%s is not installed, so its tests are skipped; get it with: sudo apt-get install orthanc orthanc-dicomweb dicom3tools\n' $$program; \
 	done
-	@$(RUN) pytest $(PYTEST_ARGS) Testing/Python/test_dicom_*.py
+	@$(RUN) pytest $(PYTEST_ARGS) Testing/Python/test_dicom_*.py Testing/Python/test_cli_export.py
 
 # The lists of files from which Slicer's build installs SAM2AssistLib; a test fails when they are out of date.
 slicer-files: setup-dev

@@ -189,7 +189,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.onParametersChanged()
 
     def updateModels(self):
-        """List the models that are on this computer, and the scene's; a connector of Slicer's takes fixed lists only."""
+        """List the models on this computer, and the scene's; Slicer's own connector takes fixed lists only."""
         chosen = self._parameterNode.model if self._parameterNode is not None else ""
         names = self.panel.model_names()
         names += [chosen] if chosen and chosen not in names else []
@@ -278,6 +278,10 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         pixmap.loadFromData(qt.QByteArray(ppm), "PPM")
         self.ui.confidenceLabel.setPixmap(pixmap)
 
+    def saveEditorState(self):
+        """Let the Segment Editor's undo come back to what is now."""
+        self.ui.segmentEditorWidget.saveStateForUndo()
+
     def showSegmentation(self, segmentationNode):
         """Choose the segmentation node that has been made for the first prompt."""
         self._parameterNode.segmentation = segmentationNode
@@ -332,7 +336,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         missing = self.logic.missingPackages()
         self.ui.setupCollapsibleButton.setVisible(bool(missing))
         self.ui.setupLabel.text = "\n".join([_("Needed before the first prompt:"), *(str(item) for item in missing)])
-        self.panel.installed = not missing
+        self.panel.set_installed(not missing)
         self.updateButtons()
 
     def onInstall(self):

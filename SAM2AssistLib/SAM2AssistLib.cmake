@@ -21,6 +21,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/cli/finetune.py
   SAM2AssistLib/cli/models.py
   SAM2AssistLib/cli/pairs.py
+  SAM2AssistLib/cli/refine.py
   SAM2AssistLib/cli/results.py
   SAM2AssistLib/cli/segment.py
   SAM2AssistLib/cli/support.py
@@ -45,6 +46,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/lean_image.py
   SAM2AssistLib/engine/lean_memory.py
   SAM2AssistLib/engine/loading.py
+  SAM2AssistLib/engine/local_clicks.py
   SAM2AssistLib/engine/memory.py
   SAM2AssistLib/engine/network.py
   SAM2AssistLib/engine/options.py
@@ -128,6 +130,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/mrml/strip.py
   SAM2AssistLib/mrml/volumes.py
   SAM2AssistLib/mrml/voxels.py
+  SAM2AssistLib/mrml/words.py
   SAM2AssistLib/mrml/workspace.py
   SAM2AssistLib/prompting/__init__.py
   SAM2AssistLib/prompting/auto.py
@@ -172,6 +175,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/training/losses.py
   SAM2AssistLib/training/masses.py
   SAM2AssistLib/training/memory_clips.py
+  SAM2AssistLib/training/optimizers.py
   SAM2AssistLib/training/phantoms.py
   SAM2AssistLib/training/phpg.py
   SAM2AssistLib/training/precision.py

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
@@ -141,7 +141,9 @@ def box_from_ras(volume: CTVolume, min_ras: ArrayLike, max_ras: ArrayLike) -> Bo
     return _box(volume, _three_numbers(min_ras, "its min"), _three_numbers(max_ras, "its max"), "RAS")
 
 
-def read_prompt_file(path: str | Path, volume: CTVolume) -> tuple[SegmentPrompts, ...]:
+def read_prompt_file(
+    path: str | Path, volume: CTVolume, *, finished: Collection[str] = ()
+) -> tuple[SegmentPrompts, ...]:
     """Read a prompt file for a volume.
 
     Parameters
@@ -150,11 +152,13 @@ def read_prompt_file(path: str | Path, volume: CTVolume) -> tuple[SegmentPrompts
         The JSON file; its format is in the docstring of this module and in the documentation.
     volume : CTVolume
         The volume that the positions are in.
+    finished : collection of str
+        Names of segments that are there already: negative points alone can correct them.
 
     Returns
     -------
     tuple of SegmentPrompts
-        At least one, each with a positive point or a box, names stripped of surrounding blanks.
+        At least one, each with a positive point or a box unless it is finished, names stripped of surrounding blanks.
 
     Raises
     ------
@@ -177,6 +181,9 @@ def read_prompt_file(path: str | Path, volume: CTVolume) -> tuple[SegmentPrompts
         segment = _read_segment(item, volume, frame, where, number)
         if any(segment.name == other.name for other in segments):
             _refuse(where, f"two segments are named '{segment.name}'; give each its own name")
+        if segment.name not in finished and not segment.boxes and not any(point.positive for point in segment.points):
+            what = "all its points are negative; give it a positive point or a box as well"
+            _refuse(f"{where}, segment '{segment.name}'", what)
         segments.append(segment)
     return tuple(segments)
 
@@ -283,8 +290,6 @@ def _read_segment(item: Any, volume: CTVolume, frame: str, where: str, number: i
     )
     if not points and not boxes:
         _refuse(where, "it has neither points nor boxes; give it at least one")
-    if not boxes and not any(point.positive for point in points):
-        _refuse(where, "all its points are negative; give it a positive point or a box as well")
     return SegmentPrompts(name, points, boxes)
 
 

@@ -12,10 +12,21 @@ from rich.table import Table
 
 from SAM2AssistLib.cli.console import print_json, say, stderr, stdout, tell, undisturbed, working
 from SAM2AssistLib.cli.pairs import parted
-from SAM2AssistLib.cli.results import Stopwatch, masks_of, notes_on, report_on, slicer_advice, window_as_json
+from SAM2AssistLib.cli.results import (
+    Stopwatch,
+    algorithm_of,
+    masks_of,
+    notes_on,
+    prompts_of,
+    report_on,
+    slicer_advice,
+    window_as_json,
+    write_result,
+)
 from SAM2AssistLib.cli.segment import check_keeps_inputs, check_model, check_preview_path, parse_window
+from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError
-from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
+from SAM2AssistLib.io.segmentation import check_can_refer, check_output_path
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume
 
 if TYPE_CHECKING:
@@ -37,7 +48,10 @@ STAGES = {
 def auto(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help=".seg.nrrd, or a label map .nii.gz, .nrrd or .mha.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help=".seg.nrrd, .dcm (DICOM-SEG), or a label map .nii.gz, .nrrd or .mha."
+        ),
     ],
     adapter: Annotated[
         Path | None,
@@ -60,7 +74,7 @@ def auto(
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     series: Annotated[
-        str | None, typer.Option("--series", metavar="UID", help="Which series, where a folder holds several.")
+        str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where a folder holds several.")
     ] = None,
     window: Annotated[
         str | None,
@@ -87,6 +101,7 @@ def auto(
     clock = Stopwatch()
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
+        check_can_refer(output, volume)
         cases: list[SupportCase | Support] = [_support(*pair) for pair in pairs]
     tell(volume.warnings)
     clock.lap("read")
@@ -100,10 +115,17 @@ def auto(
         verdicts = _run(session, adapter, cases, wanted, corrections)
         clock.lap("auto")
         masks, report = masks_of(session), report_on(session)
-    notes = []
+        requests = prompts_of(session)
+    notes: list[str] = []
     if masks:
         with working(f"Writing {output.name}"):
-            notes = [*write_segmentation(output, masks, volume), *notes_on(masks, volume)]
+            made_with = algorithm_of(engine.spec, _adapter_used(adapter, model), is_automatic=True)
+            support_sha256 = [file_sha256(mask) for _, mask in pairs]  # and not their names, which may be of patients
+            told = write_result(
+                output, masks, requests, session, made_with,
+                command="auto", classes=[v.name for v in verdicts], corrections=corrections, support=support_sha256,
+            )  # fmt: skip
+            notes += [*told, *notes_on(masks, volume)]
             if preview is not None:
                 from SAM2AssistLib.io.preview import write_preview
 
@@ -133,6 +155,15 @@ def auto(
     if masks:
         stdout().print(f"{output} written; {clock.laps['auto']:.1f} s on {engine.model.device}.", soft_wrap=True)
         stdout().print(slicer_advice(image, output), soft_wrap=True)
+
+
+def _adapter_used(adapter: Path | None, model: str) -> Path | None:
+    """The adapter that Auto-Segment works with; support cases are compared with the help of the one in the package."""
+    from SAM2AssistLib.prompting.self_prompt import embedded_adapter, has_embedded_adapter
+
+    if adapter is None and has_embedded_adapter(model):
+        return embedded_adapter(model)
+    return adapter
 
 
 def _class_names(text: str) -> tuple[str, ...]:
@@ -178,15 +209,25 @@ def _run(
     from SAM2AssistLib.prompting.auto import auto_segment
 
     steps = auto_segment(session, adapter=adapter, support=cases, classes=wanted, corrections=corrections)
+    return follow(steps).verdicts
+
+
+def follow(steps: Iterator[AutoStep]) -> AutoStep:
+    """Go through all steps with progress on stderr; returns the last one.
+
+    Raises
+    ------
+    Cancelled
+        At Ctrl-C.
+    """
     try:
-        return _follow(steps).verdicts
+        return _last_of(steps)
     except KeyboardInterrupt:
         with undisturbed():
             raise Cancelled("Cancelled; no file was written.") from None
 
 
-def _follow(steps: Iterator[AutoStep]) -> AutoStep:
-    """Go through all steps with progress on stderr; returns the last one."""
+def _last_of(steps: Iterator[AutoStep]) -> AutoStep:
     console, last = stderr(), None
     if not console.is_interactive:
         for step in steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import typer
 from rich.table import Table
 
+from SAM2AssistLib.cli.auto import follow
 from SAM2AssistLib.cli.console import own_command, print_json, propagate_with_progress, stdout, tell, working
 from SAM2AssistLib.cli.results import (
     AXIS_LETTERS,
@@ -41,6 +42,7 @@ DEMO_SEED = 20
 """Of the phantom. Training draws its seeds from 10^11 upwards, so this phantom has never been trained on."""
 DEMO_SHAPE_KJI, DEMO_SPACING_IJK = (48, 224, 224), (1.6, 1.6, 5.0)
 DEMO_CLICKS = 3
+AUTO = "Auto-Segment"
 DEMO_ORGANS = ("liver", "spleen", "kidney_right", "kidney_left", "aorta", "stomach", "tumor", "vertebrae")
 
 NOT_NAMED = (
@@ -59,7 +61,7 @@ class _Task:
     Attributes
     ----------
     volume : the CT.
-    requests : first prompts of each segment.
+    requests : prompts of each segment; where Auto-Segment comes first, for what it does not find.
     references : the truth by name, where it is known.
     """
 
@@ -87,7 +89,7 @@ def demo(
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Segment a CT phantom from one box per organ, correct it with simulated clicks, and show how well it went."""
+    """Auto-Segment a CT phantom, box what that does not know, correct it by simulated clicks, and show how it went."""
     if prompts is not None:
         check_prompt_path(prompts)
         if ct is None:
@@ -98,6 +100,7 @@ def demo(
     _make_folder(out)
     with working("Making the phantom" if ct is None else "Reading the image"):
         task = _phantom_task() if ct is None else _own_task(ct, prompts)
+    by_itself = prompts is None and _knows_organs(model)
     tell(task.volume.warnings)
     clock, scores = Stopwatch(), list[dict[str, float]]()
     with working(f"Loading {model}"):
@@ -106,8 +109,11 @@ def demo(
         engine = load_engine(model, device)
     clock.lap("load")
     with engine.open(task.volume) as session:
-        _segment(session, task)
-        clock.lap("first result")
+        found = _auto_segment(session, task) if by_itself else frozenset()
+        clock.lap(AUTO)
+        task = task if task.requests else replace(task, requests=_requests_for(session))
+        _segment(session, [r for r in task.requests if r.name not in found])
+        clock.lap("boxes" if ct is None else "prompts")
         if task.references:
             scores.append(_scores(session, task))
             for turn in range(DEMO_CLICKS if corrections is None else corrections):
@@ -117,12 +123,13 @@ def demo(
         report = report_on(session)
         with working(f"Writing to {out}"):
             files, notes = _write(out, session, task)
-    if ct is not None and prompts is None:
+    if ct is not None and prompts is None and not found:
         notes.append(NOT_NAMED)
     tell(notes)
     if as_json:
         print_json(
             {
+                "auto_segmented": sorted(found),
                 "dice": scores,
                 "axis": AXIS_LETTERS[session.axis],
                 "window": window_as_json(session.window),
@@ -133,7 +140,7 @@ def demo(
             }
         )
         return
-    _show(task, scores, report, clock)
+    _show(task, found, scores, report, clock)
     _tell_what_next(out, ct, prompts)
 
 
@@ -157,16 +164,40 @@ def _phantom_task() -> _Task:
 
 
 def _own_task(ct: Path, prompts: Path | None) -> _Task:
+    volume = CTVolume.read(ct)
+    return _Task(volume, () if prompts is None else read_prompt_file(prompts, volume), {})
+
+
+def _knows_organs(model: str) -> bool:
+    from SAM2AssistLib.prompting.self_prompt import has_embedded_adapter
+
+    return has_embedded_adapter(model)
+
+
+def _auto_segment(session: Session, task: _Task) -> frozenset[str]:
+    """Find what the embedded adapter knows, on a phantom of the organs whose truth is shown; return what was found."""
+    from SAM2AssistLib.prompting.auto import auto_segment
+    from SAM2AssistLib.prompting.self_prompt import embedded_adapter, load_self_prompter
+
+    prompter = load_self_prompter(session.engine, embedded_adapter(session.engine.spec.name))
+    wanted = [name for name in prompter.classes if not task.references or name in task.references]
+    last = follow(auto_segment(session, adapter=prompter, classes=wanted))
+    return frozenset(verdict.name for verdict in last.verdicts if verdict.present)
+
+
+def _requests_for(session: Session) -> tuple[SegmentPrompts, ...]:
+    """Return prompts for a CT that came without: a box around each organ that was found, else proposals."""
+    from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
     from SAM2AssistLib.prompting.proposals import propose_prompts
 
-    volume = CTVolume.read(ct)
-    requests = propose_prompts(volume) if prompts is None else read_prompt_file(prompts, volume)
-    return _Task(volume, requests, {})
+    found = [(segment.name, session.mask(segment)) for segment in session.segments]
+    boxes = tuple(SegmentPrompts(name, (), (box_on_middle_slice(mask),)) for name, mask in found if mask.any())
+    return boxes or propose_prompts(session.volume)
 
 
-def _segment(session: Session, task: _Task) -> None:
+def _segment(session: Session, requests: Sequence[SegmentPrompts]) -> None:
     with working("Reading the prompted slices"):
-        for request in task.requests:
+        for request in requests:
             session.add_prompts(request)
     propagate_with_progress(session)
 
@@ -217,22 +248,30 @@ def _clicks(count: int) -> str:
     return f"{count} click" + "s" * (count > 1)
 
 
-def _show(task: _Task, scores: Sequence[dict[str, float]], report: Sequence[dict[str, Any]], clock: Stopwatch) -> None:
+def _show(
+    task: _Task,
+    found: frozenset[str],
+    scores: Sequence[dict[str, float]],
+    report: Sequence[dict[str, Any]],
+    clock: Stopwatch,
+) -> None:
     shape = " x ".join(str(n) for n in reversed(task.volume.shape_kji))
     parts = "; ".join(f"{what} {seconds:.1f} s" for what, seconds in clock.laps.items())
-    stdout().print(_dice_table(scores, report) if scores else table_of(report))
+    stdout().print(_dice_table(found, scores, report) if scores else table_of(report))
     stdout().print(f"{shape} voxels, {len(report)} segments; {parts}.", soft_wrap=True)
 
 
-def _dice_table(scores: Sequence[dict[str, float]], report: Sequence[dict[str, Any]]) -> Table:
-    table = Table("Segment", title="Dice of each organ after one box, then after each simulated click")
+def _dice_table(found: frozenset[str], scores: Sequence[dict[str, float]], report: Sequence[dict[str, Any]]) -> Table:
+    first = "Auto-Segment, or one box where it knows no such organ," if found else "one box,"
+    table = Table("Segment", "Begun by", title=f"Dice of each organ after {first} then after each simulated click")
     for turn in range(len(scores)):
-        table.add_column(_clicks(turn) if turn else "one box", justify="right")
+        table.add_column(_clicks(turn) if turn else "first", justify="right")
     table.add_column("Volume (ml)", justify="right")
     for row in report:
-        table.add_row(row["name"], *(f"{s[row['name']]:.3f}" for s in scores), f"{row['volume_ml']:.1f}")
+        begun_by = AUTO if row["name"] in found else "one box"
+        table.add_row(row["name"], begun_by, *(f"{s[row['name']]:.3f}" for s in scores), f"{row['volume_ml']:.1f}")
     table.add_section()
-    table.add_row("mean", *(f"{np.mean(list(s.values())):.3f}" for s in scores))
+    table.add_row("mean", "", *(f"{np.mean(list(s.values())):.3f}" for s in scores))
     return table
 
 
@@ -257,7 +296,7 @@ def _tell_what_next(out: Path, ct: Path | None, prompts: Path | None) -> None:
     ]
     if ct is None:
         lines += [
-            "Or let the demo propose prompts for it:",
+            "Or let the demo find the organs in it:",
             f"  {command} demo --ct CT --out {shlex.quote(str(out))}-ct",
         ]
     for line in lines:

@@ -10,7 +10,6 @@ import numpy as np
 import typer
 
 from SAM2AssistLib.cli.console import print_json, stdout, tell, working
-from SAM2AssistLib.cli.results import notes_on
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.atomic import check_place, ending_of
@@ -74,7 +73,7 @@ def export(
             notes += write_rtstruct(output, masks, volume, algorithm=algorithm)
         else:
             notes += write_dicom_seg(output, masks, volume, algorithm=algorithm, kind=_KINDS[form])
-    notes += notes_on(masks, volume)
+    notes += [f"'{named.name}' is empty in the series." for named in masks if not named.mask.any()]
     tell(notes)
     if as_json:
         print_json(

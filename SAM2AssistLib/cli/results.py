@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from SAM2AssistLib.engine.store import expected_sha256
 from SAM2AssistLib.io.algorithm import Algorithm, adapter_sha256
-from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.atomic import atomic_path, ending_of
 from SAM2AssistLib.io.named_mask import NamedMask, bounding_box
-from SAM2AssistLib.io.segmentation import LABEL_MAP_ENDINGS
+from SAM2AssistLib.io.segmentation import DICOM_ENDING, LABEL_MAP_ENDINGS, prompts_path_of, write_segmentation
+from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, prompt_file_content, prompt_file_text
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.catalogue import ModelSpec
@@ -46,6 +48,76 @@ class Stopwatch:
 def masks_of(session: Session) -> list[NamedMask]:
     """Return the masks of a session by name."""
     return [NamedMask(s.name, session.mask(s)) for s in session.segments]
+
+
+def prompts_of(session: Session) -> list[SegmentPrompts]:
+    """Return points and boxes of a session, whoever placed them; painted slices have no place in a prompt file."""
+    margin = 0.5 if session.engine.options.whole_voxels else 0.0  # by which `place_box` has widened the boxes
+    found = []
+    for handle in session.segments:
+        axis, points, boxes = session.segment_axis(handle), list[PointPrompt](), list[BoxPrompt]()
+        for placed in session.prompts(handle):
+            if not len(placed.points):
+                continue
+            first, last = placed.reach or (placed.index, placed.index)
+            low, high = placed.points.min(axis=0), placed.points.max(axis=0)
+            if placed.is_box:
+                corners = (np.insert(low + margin, axis, first), np.insert(high - margin, axis, last))
+                low_ijk, high_ijk = (_within(session.volume, corner) for corner in corners)
+                boxes.append(BoxPrompt(low_ijk, high_ijk, axis if placed.reach is None else None))
+            else:
+                points.append(PointPrompt(_within(session.volume, np.insert(low, axis, first)), placed.says_present))
+        if points or boxes:
+            found.append(SegmentPrompts(handle.name, tuple(points), tuple(boxes)))
+    return found
+
+
+def _within(volume: CTVolume, index_kji: NDArray[np.float64]) -> tuple[float, float, float]:
+    """A position (k, j, i) as voxel indices (i, j, k) from the first voxel to the last."""
+    k, j, i = np.clip(index_kji, 0, np.array(volume.shape_kji) - 1.0).tolist()
+    return i, j, k
+
+
+def write_result(
+    output: Path,
+    masks: Sequence[NamedMask],
+    requests: Sequence[SegmentPrompts],
+    session: Session,
+    made_with: Algorithm,
+    **how: object,
+) -> tuple[str, ...]:
+    """Write a result; a DICOM-SEG with its prompts inside and, as a prompt file, beside it.
+
+    Parameters
+    ----------
+    output : Path
+    masks : sequence of NamedMask
+    requests : sequence of SegmentPrompts
+        That led to it.
+    session : Session
+        In which it was made.
+    made_with : Algorithm
+    **how
+        What else it takes to make it again, kept with the prompts.
+
+    Returns
+    -------
+    tuple of str
+        Sentences for the user about what the format could not hold.
+    """
+    if ending_of(output) != DICOM_ENDING:
+        return write_segmentation(output, masks, session.volume)
+    told = {
+        **made_with.made_with,
+        "axis": AXIS_LETTERS[session.axis],
+        "window": window_as_json(session.window),
+        **how,
+    }
+    text = prompt_file_text(prompt_file_content(requests, session.volume, made_with=told))
+    notes = write_segmentation(output, masks, session.volume, algorithm=made_with, prompts_json=text)
+    with atomic_path(prompts_path_of(output)) as part:
+        part.write_text(text, encoding="utf-8")
+    return notes
 
 
 def algorithm_of(spec: ModelSpec, adapter: Path | None = None, *, is_automatic: bool = False) -> Algorithm:
@@ -127,6 +199,11 @@ def _millilitres(volume: CTVolume) -> float:
 
 def slicer_advice(image: Path, segmentation: Path) -> str:
     """Say how to look at a result in 3D Slicer."""
+    if ending_of(segmentation) == DICOM_ENDING:
+        return (
+            f"In 3D Slicer, with the extension QuantitativeReporting: Add DICOM Data for {image} and for "
+            f"{segmentation}, then load both."
+        )
     is_label_map = ending_of(segmentation) in LABEL_MAP_ENDINGS
     result = f"{segmentation} (as Segmentation, with Show Options)" if is_label_map else str(segmentation)
     how = f"Add DICOM Data for {image}, Add Data for {result}" if image.is_dir() else f"Add Data, {image} and {result}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from SAM2AssistLib.cli.console import print_json, propagate_with_progress, say, stdout, tell, undisturbed, working
+from SAM2AssistLib.cli.refine import check_refined_path, place, read_refined, take_over, with_codes_of
 from SAM2AssistLib.cli.results import (
     AXIS_LETTERS,
     Stopwatch,
@@ -19,23 +20,16 @@ from SAM2AssistLib.cli.results import (
     slicer_advice,
     table_of,
     window_as_json,
+    write_result,
 )
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.adapter import check_adapter_files
 from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
-from SAM2AssistLib.io.algorithm import Algorithm
-from SAM2AssistLib.io.atomic import atomic_path, check_place, ending_of
-from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import (
-    DICOM_ENDING,
-    check_can_refer,
-    check_output_path,
-    prompts_path_of,
-    write_segmentation,
-    written_files,
-)
-from SAM2AssistLib.prompts import SegmentPrompts, prompt_file_content, prompt_file_text, read_prompt_file
+from SAM2AssistLib.io.atomic import check_place
+from SAM2AssistLib.io.segmentation import check_can_refer, check_output_path, written_files
+from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
 if TYPE_CHECKING:
@@ -59,6 +53,10 @@ def segment(
     series: Annotated[
         str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where a folder holds several.")
     ] = None,
+    refine: Annotated[
+        Path | None,
+        typer.Option("--refine", metavar="SEGMENTATION", help="Start from this one; prompts correct its segments."),
+    ] = None,
     axis: Annotated[
         str, typer.Option("--axis", metavar="k|j|i", help="Axis of the voxel grid along which masks travel.")
     ] = "k",
@@ -79,6 +77,9 @@ def segment(
     travel, chosen_window = parse_axis(axis), None if window is None else parse_window(window)
     prompt_file = check_prompt_path(prompts)
     check_keeps_inputs(output, image, prompt_file)
+    if refine is not None:
+        check_refined_path(refine)
+        check_keeps_inputs(output, image, refine, "segmentation")
     check_output_path(output)
     if preview is not None:
         check_preview_path(preview)
@@ -87,7 +88,8 @@ def segment(
     clock = Stopwatch()
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
-        requests = read_prompt_file(prompt_file, volume)
+        refined = [] if refine is None else read_refined(refine, volume)
+        requests = read_prompt_file(prompt_file, volume, finished=[named.name for named in refined])
         check_can_refer(output, volume)
     tell(volume.warnings)
     clock.lap("read")
@@ -97,14 +99,21 @@ def segment(
         engine = load_engine(model, device, adapter)
     clock.lap("load")
     with engine.open(volume, axis=travel, window=chosen_window) as session:
+        made_with = algorithm_of(engine.spec, adapter)
+        how = {} if refine is None else {"refined_sha256": file_sha256(refine)}
+
+        def write() -> list[str]:
+            masks = with_codes_of(refined, masks_of(session))
+            return [*write_result(output, masks, requests, session, made_with, **how), *notes_on(masks, volume)]
+
         try:
+            take_over(session, refined)
             _run(session, requests, clock)
         except KeyboardInterrupt:
-            _end_early(session, output, requests, algorithm_of(engine.spec, adapter), keep_partial=keep_partial)
+            _end_early(session, output, write, keep_partial=keep_partial)
         masks, report = masks_of(session), report_on(session)
-    made_with = algorithm_of(engine.spec, adapter)
     with working(f"Writing {output.name}"):
-        notes = [*_write(output, masks, requests, session, made_with), *notes_on(masks, volume)]
+        notes = write()
         if preview is not None:
             from SAM2AssistLib.io.preview import write_preview
 
@@ -163,7 +172,7 @@ def parse_window(text: str) -> Window:
     return Window(*numbers)
 
 
-def check_keeps_inputs(output: Path, image: Path, prompts: Path) -> None:
+def check_keeps_inputs(output: Path, image: Path, other: Path, what_other: str = "prompt file") -> None:
     """Refuse to write a result, or the names of its labels, over what it is made from.
 
     Raises
@@ -172,7 +181,7 @@ def check_keeps_inputs(output: Path, image: Path, prompts: Path) -> None:
         If two of them are the same file.
     """
     for path in written_files(output):
-        for what, given in (("image", image), ("prompt file", prompts)):
+        for what, given in (("image", image), (what_other, other)):
             if path.exists() and given.exists() and path.samefile(given):
                 raise OutputError(
                     f"{path.name} is the {what} itself and would be lost; choose another name for the result."
@@ -225,38 +234,13 @@ def check_model(model: str, adapter: Path | None = None) -> None:
 def _run(session: Session, requests: Sequence[SegmentPrompts], clock: Stopwatch) -> None:
     with working("Reading the prompted slices"):
         for request in requests:
-            session.add_prompts(request)
+            place(session, request)
     clock.lap("prompts")
     propagate_with_progress(session)
     clock.lap("propagate")
 
 
-def _write(
-    output: Path,
-    masks: Sequence[NamedMask],
-    requests: Sequence[SegmentPrompts],
-    session: Session,
-    made_with: Algorithm,
-) -> tuple[str, ...]:
-    """Write the result; a DICOM-SEG with its prompts inside and, as a prompt file, beside it."""
-    if ending_of(output) != DICOM_ENDING:
-        return write_segmentation(output, masks, session.volume)
-    told = {
-        "program": f"{made_with.name} {made_with.version}",
-        **made_with.parameters,
-        "axis": AXIS_LETTERS[session.axis],
-        "window": window_as_json(session.window),
-    }
-    text = prompt_file_text(prompt_file_content(requests, session.volume, made_with=told))
-    notes = write_segmentation(output, masks, session.volume, algorithm=made_with, prompts_json=text)
-    with atomic_path(prompts_path_of(output)) as part:
-        part.write_text(text, encoding="utf-8")
-    return notes
-
-
-def _end_early(
-    session: Session, output: Path, requests: Sequence[SegmentPrompts], made_with: Algorithm, *, keep_partial: bool
-) -> None:
+def _end_early(session: Session, output: Path, write: Callable[[], list[str]], *, keep_partial: bool) -> None:
     if not keep_partial:
         raise Cancelled(
             f"Cancelled; {output.name} was not written; to keep the slices finished by then, use --keep-partial."
@@ -265,5 +249,5 @@ def _end_early(
         if not any(session.confidence(handle) for handle in session.segments):
             raise Cancelled(f"Cancelled before any slice was finished; {output.name} was not written.")
         say(f"Writing the slices finished so far to {output}.")
-        tell(_write(output, masks_of(session), requests, session, made_with))
+        tell(write())
     raise Cancelled(f"Cancelled; the slices finished so far are in {output}.")

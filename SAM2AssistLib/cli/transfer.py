@@ -54,7 +54,7 @@ def pull_command(
     if as_json:
         print_json({"output": str(output), "images": done, "modality": chosen.modality, "server": archive.name})
         return
-    stdout().print(f"{done} images of series {chosen} are in {output}.", soft_wrap=True)
+    stdout().print(f"Series {chosen} is in {output}: {_count(done)}.", soft_wrap=True)
 
 
 def push_command(
@@ -75,7 +75,11 @@ def push_command(
     if as_json:
         print_json({"sent": done, "confirmed": done, "server": archive.name})
         return
-    stdout().print(f"{archive.name} has {done} objects; each was asked for afterwards and is there.", soft_wrap=True)
+    stdout().print(f"Sent {_count(done)} to {archive.name}, which was asked afterwards and has all.", soft_wrap=True)
+
+
+def _count(objects: int) -> str:
+    return "1 object" if objects == 1 else f"{objects} objects"
 
 
 def _archive(

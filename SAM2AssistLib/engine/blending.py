@@ -85,7 +85,7 @@ def _blended(
             logits = torch.where(outside.to(seen.device), opinion.logits.to(seen.device).float(), seen)
     present = bool((logits > 0).any())
     score = abs(like.object_score) if present else -abs(like.object_score)
-    return replace(like, view=view, logits=logits.half(), object_score=score, memory=None)
+    return replace(like, view=view, logits=logits.half(), object_score=score, memory=None, backed=True)
 
 
 def view_lacks(opinion: SliceOpinion, view: View) -> Tensor | None:

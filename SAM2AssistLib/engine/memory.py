@@ -35,6 +35,7 @@ class SliceState:
     memory : (M, S/16, S/16) bfloat16 memory features, as SAM2's own predictor stores them; None once dropped.
     prompted : whether a prompt made it, which makes it a conditioning memory.
     reverse : whether it was reached going down the slice indices.
+    backed : whether it holds an opinion from outside of the propagation, see `blending`.
     """
 
     view: View
@@ -45,6 +46,7 @@ class SliceState:
     memory: Tensor | None
     prompted: bool = False
     reverse: bool = False
+    backed: bool = False
 
     def at_rest(self) -> SliceState:
         """Return the state without its memory, and with its logits in host memory."""

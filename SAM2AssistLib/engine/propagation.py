@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeGuard
 
 import numpy as np
@@ -17,6 +18,9 @@ from SAM2AssistLib.engine.segment import Gap, Segment, gaps
 from SAM2AssistLib.engine.stopping import StopJudge
 from SAM2AssistLib.engine.tracker import Lane, Visit
 from SAM2AssistLib.prompting.dense import LOGIT_LIMIT
+
+BACKED_REACH_MM = 10.0
+"""Corrections reach no farther into what Auto-Segment has found, too, and not propagation alone."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Job:
     gaps : between its prompted slices, still to be filled.
     lanes : running in them.
     found : states of the visited slices.
+    seen : the same as the lanes have seen them, before what was there earlier had its say.
     all_begun : whether the last of the rounds has begun.
     """
 
@@ -58,6 +63,7 @@ class Job:
     gaps: list[Gap] = field(init=False)
     lanes: list[Lane] = field(default_factory=list)
     found: dict[int, SliceState] = field(default_factory=dict)
+    seen: dict[int, SliceState] = field(default_factory=dict)
     all_begun: bool = False
 
     def __post_init__(self) -> None:
@@ -129,7 +135,7 @@ class Job:
     def accept(self, visit: Visit) -> None:
         """Write a visited slice, fused with what came from the other side if that was there before."""
         state, mask = visit.lane.own[visit.index], visit.mask
-        other = self.found.get(visit.index)
+        other = self.seen.get(visit.index)
         gap = next((g for g in self.gaps if g.first <= visit.index <= g.last), None)
         if (
             other is not None
@@ -142,13 +148,46 @@ class Job:
             lower, upper = (other, state) if visit.lane.reverse else (state, other)
             state = self._fused(lower, upper, share)
             mask = self.plane.tracker.mask_of(state)
+        self.seen[visit.index] = state
+        earlier = self._earlier(visit.index)
+        if earlier is not None:
+            state = replace(self._fused(state, earlier, 1 - self._heard(visit.index, earlier)), backed=earlier.backed)
+            mask = self.plane.tracker.mask_of(state)
         self.found[visit.index] = state
-        if visit.forgotten in self.found:
-            self.found[visit.forgotten] = self.found[visit.forgotten].at_rest()
+        for states in (self.seen, self.found):
+            if visit.forgotten in states:
+                states[visit.forgotten] = states[visit.forgotten].at_rest()
         self.recorder.write(self.plane.axis, visit.index, mask)
 
+    def _earlier(self, index: int) -> SliceState | None:
+        """Return what an earlier propagation has left on a slice, if it may have its say."""
+        findings = self.recorder.record.findings
+        if not self._corrected or findings.mistrusted or self.options.correction_reach <= 0:
+            return None
+        return findings.states.get(index)
+
+    @cached_property
+    def _corrected(self) -> tuple[int, ...]:
+        """Prompted slices that are new since the last propagation."""
+        findings = self.recorder.record.findings
+        return tuple(k for k in findings.conditioning if k in findings.stale)
+
+    def _heard(self, index: int, earlier: SliceState) -> float:
+        """Tell how much a slice is to heed the corrections: fully beside one, less and less farther away.
+
+        A user who clicks means this place. What the tracker makes of it far away is no better than what was there, and
+        where Auto-Segment or other prompts had been there it is worse.
+        """
+        nearest = min(self._corrected, key=lambda k: abs(k - index))
+        area = int(self.recorder.record.slice_of(self.plane.axis, nearest).sum())
+        row_mm, column_mm = self.plane.spacing_mm
+        reach_mm = self.options.correction_reach * math.sqrt(max(area, 1) * row_mm * column_mm)
+        if earlier.backed:
+            reach_mm = min(reach_mm, BACKED_REACH_MM)
+        return math.exp(-(abs(index - nearest) - 1) * self.plane.distance_mm / reach_mm)
+
     def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
-        """Weigh what came from below and from above by nearness; where they disagree, confidence falls.
+        """Weigh two opinions of a slice, ``share`` that of the upper one; where they disagree, confidence falls.
 
         A segment that is on both sides is hardly ever absent in between: a lane that has lost it has no vote.
         """
@@ -188,7 +227,8 @@ class Job:
                 states.pop(index, None)
                 self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale
-        record.findings = replace(findings, states=states, stale=stale)
+        mistrusted = findings.mistrusted and not finished
+        record.findings = replace(findings, states=states, stale=stale, mistrusted=mistrusted)
 
 
 class Propagation:

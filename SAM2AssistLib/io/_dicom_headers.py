@@ -17,7 +17,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._image_grid import ENHANCED_CLASSES, ImageGrid, frame_grids, grid_of, values_of
 
-# What pydicom raises on a file that is cut off or overwritten somewhere in its header.
+# What pydicom raises on a file that is cut off or overwritten somewhere in its header. Its messages quote elements,
+# which may name the patient, so sentences in their place are raised `from None`: a traceback would show both.
 PARSE_ERRORS = (
     InvalidDicomError,
     BytesLengthException,

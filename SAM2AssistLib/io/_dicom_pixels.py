@@ -74,10 +74,10 @@ def _decoded(path: Path) -> tuple[Dataset, NDArray[Any]]:
         try:
             dataset = pydicom.dcmread(path)
             return dataset, dataset.pixel_array
-        except (*PARSE_ERRORS, RuntimeError) as error:
+        except (*PARSE_ERRORS, RuntimeError):
             raise InputError(
                 f"{path.name} cannot be decoded: it is damaged, or compressed in a way that is not supported."
-            ) from error
+            ) from None
 
 
 def _rescaling(holder: Dataset) -> tuple[float, float]:

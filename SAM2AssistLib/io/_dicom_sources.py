@@ -123,8 +123,8 @@ def _header(path: Path) -> Dataset:
             return pydicom.dcmread(path, stop_before_pixels=True)
         except FileNotFoundError as error:
             raise InputError(f"The source image {path.name} is not there any more; give the folder again.") from error
-        except PARSE_ERRORS as error:
-            raise InputError(f"The source image {path.name} is damaged: its header cannot be read.") from error
+        except PARSE_ERRORS:
+            raise InputError(f"The source image {path.name} is damaged: its header cannot be read.") from None
 
 
 def _complete(path: Path, dataset: Dataset) -> None:

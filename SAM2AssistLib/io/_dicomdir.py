@@ -42,8 +42,8 @@ def listed_files(path: Path) -> list[Path]:
         try:
             records = pydicom.dcmread(path).DirectoryRecordSequence
             files = [_on_disk(path.parent, item) for item in records if item.get("ReferencedFileID")]
-        except PARSE_ERRORS as error:
-            raise InputError(f"{path.name} is damaged; give the folder with the images instead.") from error
+        except PARSE_ERRORS:
+            raise InputError(f"{path.name} is damaged; give the folder with the images instead.") from None
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{path.name} lists {len(missing)} files that are not there; copy the whole medium.")

@@ -11,7 +11,12 @@ from SAM2AssistLib import __version__
 PROGRAM = "SAM2Assist"
 
 # What an adapter is made of besides its card (see the contract of adapters); the card is prose and may be edited.
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "self_prompt.safetensors")
+_ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "self_prompt.safetensors",
+    "error_head.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class Algorithm:
             "adapter_sha256": self.adapter_sha256,
         }
         return {key: value for key, value in told.items() if value}
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What the prompts that are kept with a result say of it."""
+        return {"program": f"{self.name} {self.version}", **self.parameters}
 
 
 def adapter_sha256(folder: str | Path) -> str:

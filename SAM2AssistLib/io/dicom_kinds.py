@@ -6,6 +6,7 @@ Apart from the writers, so that the command line starts without the libraries th
 from __future__ import annotations
 
 import importlib.util
+import logging
 from enum import Enum
 
 from SAM2AssistLib.errors import OutputError
@@ -20,7 +21,7 @@ class SegKind(str, Enum):
 
 
 def check_highdicom() -> None:
-    """Refuse early where the library that writes DICOM objects is missing.
+    """Refuse early where the library that writes DICOM objects is missing, and keep it from logging UIDs.
 
     Raises
     ------
@@ -29,3 +30,4 @@ def check_highdicom() -> None:
     """
     if importlib.util.find_spec("highdicom") is None:
         raise OutputError("DICOM-SEG needs the package highdicom; install it with: pip install highdicom.")
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)

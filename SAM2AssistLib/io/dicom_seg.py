@@ -95,6 +95,7 @@ def write_dicom_seg(
         notes.append("The masks are on another grid than the source images, so that frames refer to none of them.")
     pixels = _pixel_array(arrays, masks, kind)
     dataset = _segmentation(sources, pixels, masks, algorithm or Algorithm(), kind, description, placing)
+    dataset.ContentCreatorName = ""  # has to be there, and who uses the program is not known to it
     if prompts_json:
         block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
         block.add_new(PROMPTS_ELEMENT, "UT", prompts_json)
@@ -221,4 +222,4 @@ def _segmentation(
             raise InputError(
                 "The headers of the source images do not allow a DICOM-SEG to be made of them (highdicom: "
                 f"{type(error).__name__}); export the series again from its archive, or write a .seg.nrrd."
-            ) from error
+            ) from None  # highdicom's message may quote the headers

@@ -133,8 +133,8 @@ def damage_told(path: Path) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except PARSE_ERRORS as error:
-            raise InputError(f"{path.name} is damaged, truncated or no DICOM file; copy it again.") from error
+        except PARSE_ERRORS:
+            raise InputError(f"{path.name} is damaged, truncated or no DICOM file; copy it again.") from None
 
 
 def _descriptions(path: Path, dataset: Dataset) -> dict[int, Dataset]:
@@ -228,10 +228,10 @@ def _frames(path: Path, dataset: Dataset, count: int) -> Iterator[NDArray[Any]]:
         for plane in _unpacked(dataset, count) if is_packed else iter_pixels(dataset):
             decoded += 1
             yield plane
-    except (*PARSE_ERRORS, RuntimeError) as error:
+    except (*PARSE_ERRORS, RuntimeError):
         raise InputError(
             f"{path.name} cannot be decoded: its pixels are truncated or compressed in a way that is not supported."
-        ) from error
+        ) from None
     if decoded != count:
         raise InputError(f"{path.name} holds {decoded} frames where {count} are announced; copy it again.")
 

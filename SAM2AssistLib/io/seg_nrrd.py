@@ -25,6 +25,7 @@ from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, bounding_box, check_masks
+from SAM2AssistLib.io.terminology import Terminology, terminology_of_segment
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
@@ -133,12 +134,13 @@ def segments_of_image(image: sitk.Image, path: Path) -> tuple[list[NamedMask], N
     """The segments of an image that was read from a `.seg.nrrd`; see `read_seg_nrrd`."""
     voxels = sitk.GetArrayViewFromImage(image)  # (k, j, i) or (k, j, i, layer)
     layers = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[np.newaxis]
+    layers = np.ascontiguousarray(layers)  # each segment is looked for in a whole layer
     masks = []
     for number in _segment_numbers(image):
         name, layer, value = _segment_of(image, number, path)
         if not 0 <= layer < len(layers):
             raise InputError(f"{path.name}, segment '{name}': there is no layer {layer} in the file, it is damaged.")
-        masks.append(NamedMask(name, layers[layer] == value))
+        masks.append(NamedMask(name, layers[layer] == value, _terminology_of(image, number, name)))
     if not masks:
         raise InputError(f"{path} holds no segments; give a segmentation that was saved by 3D Slicer or this program.")
     return masks, ijk_to_lps_of(image)
@@ -163,6 +165,21 @@ def _segment_of(image: sitk.Image, number: int, path: Path) -> tuple[str, int, i
     if not re.fullmatch(r"\d+", layer) or not re.fullmatch(r"\d+", value):
         raise InputError(f"{path.name}, segment '{name}': its layer or label value is no number, the file is damaged.")
     return name, int(layer), int(value)
+
+
+def _terminology_of(image: sitk.Image, number: int, name: str) -> Terminology:
+    """What a segment is and the color it is shown in, as Slicer's user has chosen."""
+    tags, color = (
+        image.GetMetaData(key) if image.HasMetaDataKey(key) else ""
+        for key in (f"Segment{number}_Tags", f"Segment{number}_Color")
+    )
+    entry = next((tag.partition(":")[2] for tag in tags.split("|") if tag.startswith("TerminologyEntry:")), "")
+    try:
+        red, green, blue = (float(part) for part in color.split())
+    except ValueError:  # none, or not three numbers
+        return terminology_of_segment(name, entry, None)
+    is_color = all(0 <= part <= 1 for part in (red, green, blue))
+    return terminology_of_segment(name, entry, (red, green, blue) if is_color else None)
 
 
 # --------------------------------------------------------------------------------------------------------- header

@@ -38,6 +38,9 @@ SEGMENTATION_ENDING = ".seg.nrrd"
 LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
 DICOM_ENDING = ".dcm"
 
+# Grids that agree so well in all their voxels differ by rounding only.
+_SAME_WITHIN_VOXELS = 0.05
+
 
 def check_output_path(path: str | Path) -> None:
     """Refuse, before any work is done, a path that a segmentation cannot be written to.
@@ -189,6 +192,9 @@ def masks_on_grid_of(volume: CTVolume, masks: Sequence[NamedMask], ijk_to_lps: N
     list of NamedMask
         Of the shape of the volume; False outside the given grid.
     """
+    shift = _whole_voxels_between(volume.ijk_to_lps, ijk_to_lps, volume.shape_kji)
+    if shift is not None:
+        return [replace(named, mask=_moved(named.mask, shift, volume.shape_kji)) for named in masks]
     grid = image_of(np.broadcast_to(np.uint8(0), volume.shape_kji), volume.ijk_to_lps)
     moved = []
     for named in masks:
@@ -196,3 +202,31 @@ def masks_on_grid_of(volume: CTVolume, masks: Sequence[NamedMask], ijk_to_lps: N
         on_grid = sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
         moved.append(replace(named, mask=sitk.GetArrayViewFromImage(on_grid) > 0))
     return moved
+
+
+def _whole_voxels_between(
+    target_ijk_to_lps: NDArray[np.float64], source_ijk_to_lps: NDArray[np.float64], shape_kji: Sequence[int]
+) -> tuple[int, int, int] | None:
+    """By how many voxels (k, j, i) one grid is shifted against another with the same axes; None if they differ more."""
+    target_from_source = np.linalg.solve(target_ijk_to_lps, source_ijk_to_lps)
+    shift = np.rint(target_from_source[:3, 3])
+    off = np.abs(target_from_source[:3, :3] - np.eye(3)) @ shape_kji[::-1] + np.abs(target_from_source[:3, 3] - shift)
+    if off.max() > _SAME_WITHIN_VOXELS:
+        return None
+    i, j, k = (int(steps) for steps in shift)
+    return k, j, i
+
+
+def _moved(mask: NDArray[np.bool_], shift_kji: Sequence[int], shape_kji: Sequence[int]) -> NDArray[np.bool_]:
+    """A mask on a grid of another size that begins elsewhere; the mask itself if that changes nothing."""
+    if not any(shift_kji) and mask.shape == tuple(shape_kji):
+        return mask
+    placed = np.zeros(tuple(shape_kji), np.bool_)
+    bounds = [
+        (max(0, step), min(size, step + length))
+        for step, size, length in zip(shift_kji, shape_kji, mask.shape, strict=True)
+    ]
+    if all(first < end for first, end in bounds):
+        source = tuple(slice(a - step, b - step) for (a, b), step in zip(bounds, shift_kji, strict=True))
+        placed[tuple(slice(a, b) for a, b in bounds)] = mask[source]
+    return placed

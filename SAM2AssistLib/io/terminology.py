@@ -11,7 +11,7 @@ import colorsys
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -104,6 +104,42 @@ def terminology_of(name: str) -> Terminology:
         return found
     category = _code(_table()["categories"]["tissue"])
     return Terminology(category, Code(category.value, category.meaning), _color_of_name(" ".join(words)), known=False)
+
+
+def terminology_of_segment(name: str, slicer_tag: str, color_rgb: tuple[float, float, float] | None) -> Terminology:
+    """What a segment is that Slicer holds: what its user has chosen there, else what its name stands for.
+
+    Parameters
+    ----------
+    name : str
+        Of the segment.
+    slicer_tag : str
+        Value of its tag `TerminologyEntry`; codes that are not SNOMED CT and mere Tissue say less than the name.
+    color_rgb : tuple of 3 floats or None
+        In which it is shown, each from 0 to 1; if not known, that of the name.
+    """
+    by_name = terminology_of(name)
+    color_rgb = by_name.color_rgb if color_rgb is None else color_rgb
+    found = _from_slicer_tag(slicer_tag, color_rgb)
+    if found is None or found.type.value == _table()["categories"]["tissue"][0]:
+        return replace(by_name, color_rgb=color_rgb)
+    return found
+
+
+def _from_slicer_tag(tag: str, color_rgb: tuple[float, float, float]) -> Terminology | None:
+    parts = tag.split("~")
+    category, kind, modifier, region, region_modifier = (
+        _from_slicer(parts[place]) if place < len(parts) else None for place in (1, 2, 3, 5, 6)
+    )
+    if category is None or kind is None:
+        return None
+    return Terminology(category, kind, color_rgb, modifier, region, region_modifier)
+
+
+def _from_slicer(text: str) -> Code | None:
+    scheme, _, rest = text.partition("^")
+    value, _, meaning = rest.partition("^")
+    return Code(value, meaning) if scheme == CODING_SCHEME and value and meaning else None
 
 
 def _slicer(code: Code | None) -> str:

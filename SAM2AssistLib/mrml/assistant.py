@@ -132,10 +132,10 @@ class Assistant:
 
     def pump(self, seconds: float = 0.02) -> bool:
         """Deliver what the engine has found; called from a timer. Returns whether there is more to wait for."""
-        busy = self.worker.pump(seconds)
+        self.worker.pump(seconds)
         for workspace in self.workspaces:
             workspace.flush()
-        return busy
+        return self.worker.busy
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Deliver until all is done, for scripts and tests; returns whether that came to pass."""

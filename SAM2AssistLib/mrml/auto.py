@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,12 @@ from SAM2AssistLib.mrml.assistant import EngineChoice
 from SAM2AssistLib.mrml.desk import Verdicts
 from SAM2AssistLib.mrml.nodes import add_segment
 from SAM2AssistLib.mrml.volumes import volume_from_node
+from SAM2AssistLib.mrml.words import translator
 
 if TYPE_CHECKING:
     from SAM2AssistLib.mrml.panel import Panel
+
+_ = translator(__file__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,13 @@ def find_sources(choice: EngineChoice) -> Sources:
     return Sources(str(folder) if classes else None, classes, cases)
 
 
+def _free_name(volume_name: str, taken: Container[str]) -> str:
+    """Name a case after its volume, with a number if that name is taken; Slicer's "4: Abdomen" can name no folder."""
+    name = re.sub(r"[/\\:\0]+", "-", volume_name).strip().lstrip(".") or "case"
+    numbered = (f"{name} {number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
+
+
 class AutoMode:
     """The panel's automatic part.
 
@@ -83,17 +95,19 @@ class AutoMode:
     def description(self, classes: Sequence[str]) -> str:
         """Say beforehand what will be done."""
         if not self.sources.classes:
-            return "Choose an adapter under Advanced, or segment a case and add it to the support library."
+            return _("Choose an adapter under Advanced, or segment a case and add it to the support library.")
         if not classes:
-            return "Check at least one class."
+            return _("Check at least one class.")
         by_case, by_adapter = self._shared_out(classes)
         parts = []
         if by_adapter:
-            parts.append(f"{', '.join(by_adapter)} by the adapter {Path(self.sources.adapter or '').name}")
+            adapter = Path(self.sources.adapter or "").name
+            parts.append(_("{classes} by the adapter {adapter}").format(classes=", ".join(by_adapter), adapter=adapter))
         if by_case:
             cases = ", ".join(self._cases_for(by_case))
-            parts.append(f"{', '.join(by_case)} like in {cases}")
-        return f"Looks for {'; '.join(parts)}. What is found can be corrected; one undo takes all of it back."
+            parts.append(_("{classes} like in {cases}").format(classes=", ".join(by_case), cases=cases))
+        said = _("Looks for {what}. What is found can be corrected; one undo takes all of it back.")
+        return said.format(what="; ".join(parts))
 
     def start(self, classes: Sequence[str]) -> None:
         """Look for classes; what is found becomes segments that can be corrected like any other.
@@ -104,7 +118,7 @@ class AutoMode:
             If nothing is checked, or a segment of that name holds something already.
         """
         if not classes:
-            raise InputError("Check at least one class for Auto-Segment.")
+            raise InputError(_("Check at least one class for Auto-Segment."))
         workspace = self.panel.workspace(make=True)
         assert workspace is not None
         node = self.panel.segmentation_node
@@ -130,8 +144,11 @@ class AutoMode:
             from SAM2AssistLib.prompting.support import SupportCase
             from SAM2AssistLib.prompting.support_library import SupportLibrary
 
-            entry = SupportLibrary().add(SupportCase(name, volume, masks))
-            yield f"{entry.name} is in the support library now, with {', '.join(entry.classes)}."
+            library = SupportLibrary()
+            free = _free_name(name, {entry.name for entry in library.entries()})
+            entry = library.add(SupportCase(free, volume, masks))
+            said = _("{case} is in the support library now, with {classes}.")
+            yield said.format(case=entry.name, classes=", ".join(entry.classes))
 
         return add
 
@@ -151,7 +168,8 @@ class AutoMode:
             segment_id = node.GetSegmentation().GetSegmentIdBySegmentName(name)
             image = node.GetBinaryLabelmapInternalRepresentation(segment_id) if segment_id else None
             if image is not None and image.GetNumberOfPoints():
-                raise InputError(f"There is a segment {name!r} already; rename or remove it, or uncheck the class.")
+                said = _("There is a segment {name!r} already; rename or remove it, or uncheck the class.")
+                raise InputError(said.format(name=name))
 
     @staticmethod
     def _empty_segment(node: Any, name: str) -> str:
@@ -162,5 +180,7 @@ class AutoMode:
             return
         found = [name for name, present in verdicts.present.items() if present]
         absent = [name for name, present in verdicts.present.items() if not present]
-        sentence = f"Found {', '.join(found)}." if found else "Nothing was found."
-        self.panel.view.showStatus(f"{sentence} Not there: {', '.join(absent)}." if found and absent else sentence)
+        sentences = [_("Found {classes}.").format(classes=", ".join(found)) if found else _("Nothing was found.")]
+        if found and absent:
+            sentences.append(_("Not there: {classes}.").format(classes=", ".join(absent)))
+        self.panel.view.showStatus(" ".join(sentences))

@@ -56,11 +56,19 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """How sure the engine is of a segment on each slice along its axis, from 0 to 1; NaN where it has not been."""
+    """How sure the engine is of a segment.
+
+    Attributes
+    ----------
+    segment_id, axis : which, and along which array axis its slices are counted.
+    values : (slices,) from 0 to 1; NaN where it has not been.
+    prompted : indices of the slices with a prompt.
+    """
 
     segment_id: str
     axis: int
     values: NDArray[np.float32]
+    prompted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class Desk:
                 if gesture not in present:
                     self._place(segment, gesture)
         except BaseException:
-            self.undo_to(mark)
+            self._take_back(mark)
             raise
         yield from self._patches(mark, set())
         yield self._confidence(segment_id)
@@ -227,17 +235,16 @@ class Desk:
             self.session.remove_segment(segment)
         self._segments.pop(segment_id, None)
 
-    def undo_to(self, mark: int) -> Standing:
+    def undo_to(self, mark: int) -> Iterator[Standing | Confidence]:
         """Take back what was done after a mark."""
-        while self._session is not None and self._session.history.newest > mark:
-            self._session.undo()
-        return self._standing()
+        self._take_back(mark)
+        yield from self._as_it_stands()
 
-    def redo_to(self, mark: int) -> Standing:
+    def redo_to(self, mark: int) -> Iterator[Standing | Confidence]:
         """Bring back what was undone, up to a mark."""
         while self._session is not None and (following := self._session.history.next_redo) and following <= mark:
             self._session.redo()
-        return self._standing()
+        yield from self._as_it_stands()
 
     # What the user asks
 
@@ -336,7 +343,17 @@ class Desk:
             values[list(told)] = list(told.values())
         else:
             values[:] = told
-        return Confidence(segment_id, axis, values)
+        prompted = sorted({prompt.index for prompt in self.session.prompts(segment)})
+        return Confidence(segment_id, axis, values, tuple(prompted))
+
+    def _take_back(self, mark: int) -> None:
+        while self._session is not None and self._session.history.newest > mark:
+            self._session.undo()
+
+    def _as_it_stands(self) -> Iterator[Standing | Confidence]:
+        yield self._standing()
+        for segment_id in self._present():
+            yield self._confidence(segment_id)
 
     def _standing(self) -> Standing:
         return Standing({key: self._gestures(key, segment) for key, segment in self._present().items()})

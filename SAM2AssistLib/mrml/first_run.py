@@ -15,7 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from SAM2AssistLib.engine import store
+from SAM2AssistLib.engine.catalogue import CATALOGUE
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.mrml.words import translator
+
+_ = translator(__file__)
 
 TORCH = "torch>=2.5.1"
 SAM2 = "sam2==1.1.0"
@@ -45,13 +50,14 @@ class MissingPackage:
     by: str
 
     def __str__(self) -> str:
-        return f"{self.requirement} (about {self.size_mb} MB, by {self.by})"
+        listed = _("{package} (about {size} MB, by {by})")
+        return listed.format(package=self.requirement, size=self.size_mb, by=self.by)
 
 
 def missing_packages(requirements_file: Path) -> list[MissingPackage]:
     """List what is missing or too old, in the order in which it has to be installed; empty if all is there."""
-    wanted = [(TORCH, "the PyTorch extension"), *((line, "pip") for line in requirement_lines(requirements_file))]
-    wanted.append((SAM2, "pip, built for this Slicer"))
+    wanted = [(TORCH, _("the PyTorch extension")), *((line, "pip") for line in requirement_lines(requirements_file))]
+    wanted.append((SAM2, _("pip, built for this Slicer")))
     return [
         MissingPackage(requirement, _SIZES_MB.get(_name(requirement), _OTHER_MB), by)
         for requirement, by in wanted
@@ -71,7 +77,8 @@ def install(requirements_file: Path, wheel_folder: str = "") -> None:
     Parameters
     ----------
     requirements_file : the module's requirements.txt.
-    wheel_folder : folder of wheels to install from without internet; '' for the package index.
+    wheel_folder : folder of wheels to install from without internet, and of weights, if there are any; '' for the
+        package index.
 
     Raises
     ------
@@ -83,7 +90,8 @@ def install(requirements_file: Path, wheel_folder: str = "") -> None:
     import slicer.packaging
 
     if wheel_folder and not Path(wheel_folder).is_dir():
-        raise InputError(f"There is no folder {wheel_folder}; choose the one that holds the wheels.")
+        said = _("There is no folder {folder}; choose the one that holds the wheels.")
+        raise InputError(said.format(folder=wheel_folder))
     needed = {_name(item.requirement): item.requirement for item in missing_packages(requirements_file)}
     with _constraints() as constraints:
         source = f"--no-index --find-links {_quoted(wheel_folder)}" if wheel_folder else ""
@@ -97,6 +105,22 @@ def install(requirements_file: Path, wheel_folder: str = "") -> None:
         if sam2 is not None:
             os.environ["SAM2_BUILD_CUDA"] = "0"  # its CUDA kernel only cleans masks, and needs a compiler
             slicer.packaging.pip_install(f"{sam2} --no-deps --no-build-isolation {source}".strip())
+    if wheel_folder:
+        place_weights(Path(wheel_folder))
+
+
+def place_weights(folder: Path) -> list[str]:
+    """Copy the weights of a folder to where models are looked for, verified; returns the names of those models.
+
+    Raises
+    ------
+    ModelError
+        If a file is not what its publisher has published.
+    """
+    found = [s for s in CATALOGUE if not s.embedded and not store.is_present(s) and (folder / s.file_name).is_file()]
+    for spec in found:
+        store.place(spec, folder / spec.file_name)
+    return [spec.name for spec in found]
 
 
 def _install_torch(requirement: str, source: str) -> None:
@@ -109,8 +133,10 @@ def _install_torch(requirement: str, source: str) -> None:
         import PyTorchUtils  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError(
-            "PyTorch is installed by the PyTorch extension, which is not there; get it in the Extensions Manager, or"
-            " choose a folder of wheels."
+            _(
+                "PyTorch is installed by the PyTorch extension, which is not there; get it in the Extensions Manager,"
+                " or choose a folder of wheels."
+            )
         ) from error
     minimum = requirement.removeprefix("torch")
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=minimum)

@@ -64,13 +64,9 @@ class KnownMask:
     slices: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mask: NDArray[np.bool_], axis: int) -> KnownMask:
-        """Take those of a mask (k, j, i)."""
-        known = cls(axis)
-        turned = np.moveaxis(mask, axis, 0)
-        for index in np.flatnonzero(turned.any(axis=(1, 2))):
-            known.slices[int(index)] = packed(turned[index])
-        return known
+    def of(cls, slices: Iterable[tuple[int, NDArray[np.bool_]]], axis: int) -> KnownMask:
+        """Take slices, each with its index and bool (rows, columns), along an axis."""
+        return cls(axis, {index: packed(mask) for index, mask in slices if mask.any()})
 
     def put(self, index: int, bits: bytes) -> bytes:
         """Replace a slice; returns what was there."""

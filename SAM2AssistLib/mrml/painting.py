@@ -100,6 +100,11 @@ class Painter:
         ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
         return [s for s in ids if not visible_only or display is None or display.GetSegmentVisibility(s)]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the labelmaps of all segments."""
+        return sum(self.voxels(segment_id).size_bytes for segment_id in self.segment_ids())
+
     def voxels(self, segment_id: str) -> SegmentVoxels:
         """Return access to a segment's voxels."""
         return SegmentVoxels(self.node, segment_id, self.grid)
@@ -107,7 +112,7 @@ class Painter:
     def look_at(self, segment_id: str) -> KnownMask:
         """Read a segment, from now on knowing what it holds."""
         axis = self.known[segment_id].axis if segment_id in self.known else self.axis
-        self.known[segment_id] = KnownMask.of(self.voxels(segment_id).read(), axis)
+        self.known[segment_id] = KnownMask.of(self.voxels(segment_id).slices(axis), axis)
         self._states[segment_id] = self.voxels(segment_id).state()
         return self.known[segment_id]
 
@@ -129,7 +134,7 @@ class Painter:
         found = {}
         for segment_id, known in self.known.items():
             if self.has(segment_id) and self.edited_meanwhile(segment_id):
-                mask = KnownMask.of(self.voxels(segment_id).read(), known.axis)
+                mask = KnownMask.of(self.voxels(segment_id).slices(known.axis), known.axis)
                 if mask.changed_in(known):
                     found[segment_id] = mask
                 else:
@@ -213,5 +218,5 @@ class Painter:
         """Return what is known of a segment, sliced along an axis."""
         known = self.known.get(segment_id) or self.look_at(segment_id)
         if known.axis != axis:
-            known = self.known[segment_id] = KnownMask.of(self.voxels(segment_id).read(), axis)
+            known = self.known[segment_id] = KnownMask.of(self.voxels(segment_id).slices(axis), axis)
         return known

@@ -12,22 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from SAM2AssistLib.engine.catalogue import find_model, model_names
 from SAM2AssistLib.engine.store import is_present
 from SAM2AssistLib.errors import InputError, SAM2AssistError
 from SAM2AssistLib.mrml import export, nodes
 from SAM2AssistLib.mrml.assistant import Assistant, EngineChoice
 from SAM2AssistLib.mrml.auto import AutoMode
-from SAM2AssistLib.mrml.desk import Confidence
 from SAM2AssistLib.mrml.gestures import Kind
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.painting import EditableArea, Overlap
 from SAM2AssistLib.mrml.preview import Preview
 from SAM2AssistLib.mrml.strip import strip_ppm
-from SAM2AssistLib.mrml.workspace import Workspace
+from SAM2AssistLib.mrml.words import translator
+from SAM2AssistLib.mrml.workspace import Listener, Workspace
+
+_ = translator(__file__)
 
 EDITOR_TAG = "SAM2Assist"
 STRIP_HEIGHT = 12
+EDITOR_STATE_BYTES = 64 << 20
+"""Labelmaps up to this size are copied for the Segment Editor's undo at every step, in some 20 ms; the own undo keeps
+differences and has no limit."""
 
 
 class View(Protocol):
@@ -38,6 +45,7 @@ class View(Protocol):
     def showStatus(self, sentence: str) -> None: ...  # noqa: D102, N802
     def showProgress(self, title: str, done: int, total: int) -> None: ...  # noqa: D102, N802
     def showConfidence(self, ppm: bytes) -> None: ...  # noqa: D102, N802
+    def saveEditorState(self) -> None: ...  # noqa: D102, N802
     def showSegmentation(self, segmentationNode: Any) -> None: ...  # noqa: D102, N802, N803
     def confidenceWidth(self) -> int: ...  # noqa: D102, N802
     def updateButtons(self) -> None: ...  # noqa: D102, N802
@@ -67,18 +75,22 @@ class Panel:
         self._auto_propagate, self._live_preview, self._along = True, True, "automatic"
         self._placing: tuple[str, bool] | None = None
         self._entered = False
-        self._confidence: dict[str, Confidence] = {}
         self._auto = AutoMode(self)
         self._preview = Preview(scene)
         self._observations: list[Observation] = []
         listener = assistant.listener
         listener.error, listener.progress = self._failed, view.showProgress
-        listener.confidence, listener.changed = self._confident, view.showBusy
+        listener.confidence, listener.changed = self.show_confidence, view.showBusy
+        listener.step = self._before_step
 
     def close(self) -> None:
-        """Let go of the scene."""
+        """Let go of the scene; the view is told nothing any more."""
         self.exit()
         self._preview.close()
+        quiet = Listener()
+        listener = self.assistant.listener
+        listener.error, listener.progress = quiet.error, quiet.progress
+        listener.confidence, listener.changed, listener.step = quiet.confidence, quiet.changed, quiet.step
 
     # Coming and going
 
@@ -92,9 +104,10 @@ class Panel:
         for node, name, slot in (
             (interaction, "InteractionModeChangedEvent", self._mode_changed),
             (crosshair, "CursorPositionModifiedEvent", self._cursor_moved),
+            (self.editor_node(), "ModifiedEvent", self.show_confidence),
         ):
             if node is not None:
-                self._observations.append(observe(node, getattr(node, name), slot))
+                self._observations.append(observe(node, getattr(node, name, name), slot))
         self.refresh_classes()
         self.prepare()
 
@@ -123,6 +136,14 @@ class Panel:
         if choice != self.assistant.choice and self._entered:
             self.refresh_classes()
 
+    def set_installed(self, installed: bool) -> None:
+        """Take note whether all packages are there; once they are, look for classes and load the engine."""
+        newly = installed and not self.installed
+        self.installed = installed
+        if newly and self._entered:
+            self.refresh_classes()
+            self.prepare()
+
     def prepare(self) -> None:
         """Load the engine and look at the slice in view, so that the first click is answered at once."""
         if not (self._entered and self.installed and self.volume_node and self.segmentation_node):
@@ -146,7 +167,7 @@ class Panel:
         return node
 
     def first_volume(self) -> Any:
-        """Return the first volume that can be chosen, which a label map or a hidden node cannot; None if there is none."""
+        """Return the first volume that can be chosen (no label map, no hidden node); None if there is none."""
         return nodes.first_volume(self.scene)
 
     def model_names(self) -> list[str]:
@@ -166,7 +187,7 @@ class Panel:
             If no volume is chosen, or it cannot be used.
         """
         if self.volume_node is None:
-            raise InputError("Choose a CT volume first.")
+            raise InputError(_("Choose a CT volume first."))
         if self.segmentation_node is None:
             if not make:
                 return None
@@ -257,17 +278,17 @@ class Panel:
 
     def undo(self) -> None:
         """Take the last step back."""
-        self._turn(Workspace.undo, "Undone")
+        self._turn(Workspace.undo, _("Undone: {step}."))
 
     def redo(self) -> None:
         """Bring the last undone step back."""
-        self._turn(Workspace.redo, "Redone")
+        self._turn(Workspace.redo, _("Redone: {step}."))
 
     def cancel(self) -> None:
         """End what is running."""
         for workspace in self.assistant.workspaces:
             workspace.cancel()
-        self.view.showStatus("Cancelled; finished slices were kept.")
+        self.view.showStatus(_("Cancelled; finished slices were kept."))
 
     def next_doubtful(self) -> None:
         """Show the slice the engine is least sure of, and the next one when asked again."""
@@ -280,15 +301,18 @@ class Panel:
         """Save the segmentation."""
         with self._guarded():
             export.save_nrrd(self._segmentation(), path)
-            self.view.showStatus(f"Saved {Path(path).name}.")
+            self.view.showStatus(_("Saved {name}.").format(name=Path(path).name))
 
     def export_dicom_seg(self, path: str, file_of: Callable[[str], str]) -> None:
         """Export the segmentation as a DICOM Segmentation object."""
         with self._guarded():
             node = self._segmentation()
             files = export.dicom_files_of(self.volume_node, file_of)
-            notes = export.export_dicom_seg(self.volume_node, node, files, path)
-            self.view.showStatus(" ".join([f"Exported {Path(path).name}.", *notes]))
+            workspaces = self._current()  # none, if the segmentation is not of this program
+            made_by = export.made_by(self.assistant.choice) if workspaces else None
+            prompts = [request for workspace in workspaces for request in export.prompts_of(workspace)]
+            notes = export.export_dicom_seg(self.volume_node, node, files, path, made_by, prompts)
+            self.view.showStatus(" ".join([_("Exported {name}.").format(name=Path(path).name), *notes]))
 
     def add_to_support_library(self) -> None:
         """Keep this case as an example for Auto-Segment."""
@@ -311,6 +335,13 @@ class Panel:
         """Say beforehand what Auto-Segment will do."""
         return self._auto.description(classes)
 
+    def show_confidence(self) -> None:
+        """Show the confidence of the chosen segment; a gray strip if nothing is known of it."""
+        segment_id = self.segment_id()
+        known = next((w.confidence[segment_id] for w in self._current() if segment_id in w.confidence), None)
+        values, prompted = (np.array([np.nan]), ()) if known is None else (known.values, known.prompted)
+        self.view.showConfidence(strip_ppm(values, self.view.confidenceWidth(), STRIP_HEIGHT, prompted))
+
     def deliver(self) -> bool:
         """Take in what the engine has found; returns whether there is more to wait for."""
         busy = self.assistant.pump()
@@ -322,18 +353,18 @@ class Panel:
 
     def _segmentation(self) -> Any:
         if self.volume_node is None or self.segmentation_node is None:
-            raise InputError("Choose a CT volume and a segmentation first.")
+            raise InputError(_("Choose a CT volume and a segmentation first."))
         return self.segmentation_node
 
     def _current(self) -> list[Workspace]:
         pair = (self.volume_node, self.segmentation_node)
         return [w for w in self.assistant.workspaces if (w.volume_node, w.segmentation_node) == pair]
 
-    def _turn(self, deed: Callable[[Workspace], str | None], word: str) -> None:
+    def _turn(self, deed: Callable[[Workspace], str | None], done: str) -> None:
         with self._guarded():
             for workspace in self._current():
                 title = deed(workspace)
-                self.view.showStatus(f"{word}: {title}." if title else "There is nothing more to take back.")
+                self.view.showStatus(done.format(step=title) if title else _("There is no further step."))
 
     def _apply_masking(self, workspace: Workspace) -> None:
         """Let predictions keep to the editor's masking: overlap, editable area, intensity range."""
@@ -348,21 +379,22 @@ class Panel:
         bounded = not everywhere or editor.GetSourceVolumeIntensityMask()
         workspace.painter.editable = EditableArea(editor, workspace.desk.volume.array) if bounded else None
 
-    def _confident(self, confidence: Confidence) -> None:
-        self._confidence[confidence.segment_id] = confidence
-        if confidence.segment_id == self.segment_id():
-            self.view.showConfidence(strip_ppm(confidence.values, self.view.confidenceWidth(), STRIP_HEIGHT))
+    def _before_step(self, workspace: Workspace) -> None:
+        """Let the Segment Editor's undo take back what the engine does, too; a large copy is not worth it."""
+        if workspace in self._current() and workspace.painter.size_bytes <= EDITOR_STATE_BYTES:
+            self.view.saveEditorState()
 
     def _jump(self, place: tuple[str, int, int] | None) -> None:
         if place is None:
-            self.view.showStatus("No further slice is doubtful.")
+            self.view.showStatus(_("No further slice is doubtful."))
         elif self.volume_node is not None and self.segmentation_node is not None:
             segment_id, axis, index = place
             nodes.jump_views(self.volume_node, axis, index)
             segment = self.segmentation_node.GetSegmentation().GetSegment(segment_id)
             if segment is not None:
                 self.editor_node().SetSelectedSegmentID(segment_id)
-                self.view.showStatus(f"The engine is not sure of {segment.GetName()} on slice {index}.")
+                doubt = _("The engine is not sure of {segment} on slice {index}.")
+                self.view.showStatus(doubt.format(segment=segment.GetName(), index=index))
 
     def _support_added(self, sentence: str) -> None:
         self.view.showStatus(sentence)
@@ -403,10 +435,11 @@ class Panel:
         logging.error("SAM2 Assist: the engine failed", exc_info=error)
         if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
             self.view.showError(
-                "There is not enough memory for this model; choose a smaller model or the device 'cpu' under Advanced."
+                _(
+                    "There is not enough memory for this model; choose a smaller model or the device 'cpu' under"
+                    " Advanced."
+                )
             )
         else:
-            self.view.showError(
-                f"The engine failed ({type(error).__name__}: {error}); what was finished stays, see the Python"
-                " console."
-            )
+            failed = _("The engine failed ({error}); what was finished stays, see the Python console.")
+            self.view.showError(failed.format(error=f"{type(error).__name__}: {error}"))

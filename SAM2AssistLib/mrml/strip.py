@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 # Red, yellow and green as color-blind readers can tell them apart by brightness too.
 _UNSURE, _HALF, _SURE = np.array([200, 40, 40]), np.array([240, 200, 60]), np.array([90, 180, 110])
 _UNSEEN = np.array([70, 70, 70])
+_PROMPTED = np.array([255, 255, 255])
+TICK = 0.3
+"""Share of the strip's height that the mark of a prompted slice takes."""
 SURE_FROM, UNSURE_BELOW = 0.9, 0.5
 
 
-def strip_ppm(values: NDArray[np.floating], width: int, height: int) -> bytes:
+def strip_ppm(values: NDArray[np.floating], width: int, height: int, prompted: Sequence[int] = ()) -> bytes:
     """Draw a confidence, one per slice, from the first slice on the left to the last on the right.
 
     Parameters
     ----------
     values : (slices,) from 0 to 1; NaN is gray, for slices that nothing is known of.
     width, height : pixels.
+    prompted : slices with a prompt; a white mark stands above them.
 
     Returns
     -------
@@ -35,5 +41,8 @@ def strip_ppm(values: NDArray[np.floating], width: int, height: int) -> bytes:
         chosen = np.arange(int(first), max(int(np.ceil(last)), int(first) + 1)).clip(0, len(values) - 1)
         known = chosen[~np.isnan(values[chosen])]
         columns.append(colors[known[np.argmin(values[known])]] if len(known) else _UNSEEN)
-    row = np.array(columns).round().astype(np.uint8)
-    return f"P6 {width} {height} 255\n".encode() + np.repeat(row[None], height, axis=0).tobytes()
+    picture = np.repeat(np.array(columns).round().astype(np.uint8)[None], height, axis=0)
+    for index in prompted:
+        first = int(index * width / len(values))
+        picture[: round(TICK * height), first : max(first + 2, int((index + 1) * width / len(values)))] = _PROMPTED
+    return f"P6 {width} {height} 255\n".encode() + picture.tobytes()

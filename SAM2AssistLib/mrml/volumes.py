@@ -117,7 +117,7 @@ def volume_from_node(node: Any) -> CTVolume:
     matrix = LPS_TO_RAS @ ijk_to_ras(node)
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     try:
-        volume = CTVolume.from_array(_array_view(node).copy(), tuple(spacing), matrix)
+        volume = CTVolume.from_array(_array_view(node), tuple(spacing), matrix)  # copies what VTK owns
     except InputError as error:
         raise InputError(f"{node.GetName()}: {error}") from error
     darkest = int(volume.array.min())

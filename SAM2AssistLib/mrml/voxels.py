@@ -6,6 +6,7 @@ needed and some room to grow, and only the pixels that change are touched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,12 @@ class SegmentVoxels:
         image = self._image()
         return None if image is None else LabelmapState(image.GetAddressAsString(""), voxels_modified(image))
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its labelmap."""
+        image = self._image()
+        return 0 if image is None else int(image.GetNumberOfPoints()) * int(image.GetScalarSize())
+
     def read(self) -> NDArray[np.bool_]:
         """Copy its mask, bool (k, j, i), resampled where its labelmap is on another grid."""
         mask = np.zeros(self.grid.shape_kji, bool)
@@ -146,6 +153,18 @@ class SegmentVoxels:
             target = mask[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
             np.equal(values[tuple(selection)], self.segment.GetLabelValue(), out=target)
         return mask
+
+    def slices(self, axis: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Yield index and copy (rows, columns) of the slices the labelmap covers; the segment's size is its cost."""
+        view = self._view()
+        if view is not None:
+            values, first = view
+            for index in range(int(first[axis]), int(first[axis]) + values.shape[axis]):
+                yield index, self.read_slice(axis, index)
+            return
+        image = self._image()
+        if image is not None and _has_voxels(image):  # on another grid
+            yield from enumerate(np.moveaxis(self.read(), axis, 0))
 
     def write_slice(self, axis: int, index: int, mask: NDArray[np.bool_]) -> None:
         """Replace one slice of the mask; nobody is told before `announce` or `finish`."""

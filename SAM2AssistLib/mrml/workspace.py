@@ -13,13 +13,23 @@ from typing import Any
 from SAM2AssistLib.engine.worker import Task, Worker
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.desk import Confidence, Desk, Patch, Progress, Standing, Verdicts
-from SAM2AssistLib.mrml.gestures import Gesture
+from SAM2AssistLib.mrml.gestures import Gesture, Kind
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, reverse, unpacked
 from SAM2AssistLib.mrml.nodes import follow_name
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.painting import Overlap, Painter
 from SAM2AssistLib.mrml.prompt_nodes import SEGMENT, PromptNodes
 from SAM2AssistLib.mrml.voxels import Grid
+from SAM2AssistLib.mrml.words import translator
+
+_ = translator(__file__)
+
+_ADDED = {
+    Kind.POINT: _("add point"),
+    Kind.BOX: _("add box"),
+    Kind.SCRIBBLE: _("add scribble"),
+    Kind.LASSO: _("add lasso"),
+}
 
 End = Callable[["BaseException | None"], None]
 
@@ -32,13 +42,15 @@ class Listener:
     ----------
     error : with what went wrong; the message of a `SAM2AssistError` is a sentence for the user.
     progress : with what is being done, slices done and slices in all; (title, 0, 0) at its end.
-    confidence : with a segment's confidence by slice.
+    confidence : when the confidence of a segment has changed; see `Workspace.confidence`.
+    step : before a step of the user changes voxels, with the workspace.
     changed : when undo, redo or the state of work may have become possible or impossible.
     """
 
     error: Callable[[BaseException], None] = lambda _error: None
     progress: Callable[[str, int, int], None] = lambda _title, _done, _total: None
-    confidence: Callable[[Confidence], None] = lambda _confidence: None
+    confidence: Callable[[], None] = lambda: None
+    step: Callable[[Workspace], None] = lambda _workspace: None
     changed: Callable[[], None] = lambda: None
 
 
@@ -56,6 +68,7 @@ class Workspace:
     Attributes
     ----------
     auto_propagate : whether a propagation follows every prompt.
+    confidence : of the engine in each segment.
     successor : gives the workspace of this pair as the volume is now; this one, most of the time.
     """
 
@@ -68,12 +81,14 @@ class Workspace:
         self.journal = Journal()
         self.auto_propagate = True
         self.closed = False
+        self.confidence: dict[str, Confidence] = {}
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
         self._running: Task | None = None
         self._interrupted: set[str] = set()
         self._held: set[tuple[str, int, int]] = set()
+        self._touched = False
         self.prompts = PromptNodes(scene, volume_node, segmentation_node, self.prompts_changed)
         for segment_id in {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}:
             # Their result was saved with them, and the engine is shown it when the segment is worked on.
@@ -90,6 +105,7 @@ class Workspace:
         forget(self._observations)
         self.prompts.close()
         self.worker.submit("close", lambda: _nothing(self.desk.close))
+        self.listener.changed()  # so that somebody delivers that this has ended
 
     # What the user does
 
@@ -137,7 +153,7 @@ class Workspace:
     ) -> None:
         self.absorb_edits(segment_id)
         self._synced[segment_id] = gestures
-        step = self.journal.begin(_title(before, gestures))
+        step = self._begin(_title(before, gestures))
         name = self.painter.name(segment_id)
 
         def ended(error: BaseException | None) -> None:
@@ -158,7 +174,7 @@ class Workspace:
     def propagate(self, segment_ids: Sequence[str] | None = None) -> None:
         """Go on from all prompts and edits: carry segments (all, if not given) through the volume."""
         self.absorb_edits(*(segment_ids or ()))
-        self._propagate(self.journal.begin("propagate"), segment_ids)
+        self._propagate(self._begin(_("propagate")), segment_ids)
 
     def auto_segment(
         self,
@@ -176,7 +192,7 @@ class Workspace:
         answer : called at the end with what was found; with None if it was ended early.
         """
         self.absorb_edits()
-        step = self.journal.begin("Auto-Segment")
+        step = self._begin(_("Auto-Segment"))
         found: list[Verdicts] = []
 
         def work() -> Iterator[Any]:
@@ -196,7 +212,7 @@ class Workspace:
             if error is None:
                 answer(found[-1] if found else None)
 
-        self._running = self._submit("Auto-Segment", step, work, ended)
+        self._running = self._submit(_("Auto-Segment"), step, work, ended)
 
     def cancel(self) -> None:
         """End what is running after its next slice; finished slices stay, and it is not taken up again by itself."""
@@ -242,7 +258,7 @@ class Workspace:
         found = self.painter.found_changes()
         if not found or self._follow(found):
             return
-        step = self.journal.begin("edit")
+        step = self.journal.begin(_("edit"))
         for segment_id, mask in found.items():
             known = self.painter.known[segment_id]
             indices = known.changed_in(mask)
@@ -258,13 +274,15 @@ class Workspace:
         self._interrupted.discard(segment_id)
         self.painter.forget(segment_id)
         self._synced.pop(segment_id, None)
+        self.confidence.pop(segment_id, None)
         self.prompts.remove_segment(segment_id)
-        self._submit("remove", None, lambda: _nothing(self.desk.remove, segment_id), self._told)
+        self._submit(_("remove"), None, lambda: _nothing(self.desk.remove, segment_id), self._told)
 
     def segment_modified(self, segment_id: str) -> None:
-        """Take note that a segment may have another name."""
+        """Take note that a segment may have another name, or the voxels of before after an undo."""
         follow_name(self.segmentation_node, segment_id)
         self.prompts.rename_segment(segment_id)
+        self.voxels_changed()
 
     def ask(self, title: str, question: Callable[[], Any], answer: Callable[[Any], None]) -> None:
         """Let the engine's thread answer a question (a method of `desk`) that changes nothing."""
@@ -279,12 +297,27 @@ class Workspace:
     def warm_up(self, index: int) -> None:
         """Load the engine and encode slices around the one in view, until something is asked for."""
         if not self.busy:
-            self._running = self._submit("prepare", None, lambda: self.desk.warm_up(index), self._told)
+            self._running = self._submit(_("prepare"), None, lambda: self.desk.warm_up(index), self._told)
 
     def flush(self) -> None:
         """Let the views show what has arrived; called after every `Worker.pump`."""
-        if not self.closed:
-            self.painter.announce()
+        if self.closed:
+            return
+        self.painter.announce()
+        if self._touched and not self.busy:
+            self._touched = False
+            self.follow_editor()
+
+    def voxels_changed(self) -> None:
+        """Take note that somebody has changed voxels; if it was not us, `flush` looks at them."""
+        if any(self.painter.has(segment) and self.painter.edited_meanwhile(segment) for segment in self.painter.known):
+            self._touched = True
+            self.listener.changed()
+
+    def follow_editor(self) -> bool:
+        """Go where an undo or a redo of the Segment Editor has gone; other edits wait until the user goes on."""
+        found = self.painter.found_changes()
+        return bool(found) and self._follow(found)
 
     # Inside
 
@@ -295,8 +328,13 @@ class Workspace:
         return [
             observe(segmentation, segmentation.SegmentRemoved, self.segment_removed, vtk.VTK_STRING),
             observe(segmentation, segmentation.SegmentModified, self.segment_modified, vtk.VTK_STRING),
+            observe(segmentation, segmentation.SourceRepresentationModified, self.voxels_changed),
             observe(self.volume_node, self.volume_node.TransformModifiedEvent, self.prompts.follow_volume),
         ]
+
+    def _begin(self, title: str) -> Step:
+        self.listener.step(self)
+        return self.journal.begin(title)
 
     def _submit(self, title: str, step: Step | None, work: Callable[[], Iterable[Any]], ended: End) -> Task:
         def run() -> Iterator[Any]:
@@ -335,7 +373,8 @@ class Workspace:
         elif isinstance(item, Progress):
             self.listener.progress(title, item.done, item.total)
         elif isinstance(item, Confidence):
-            self.listener.confidence(item)
+            self.confidence[item.segment_id] = item
+            self.listener.confidence()
         elif isinstance(item, Standing):
             self._stand(item)
 
@@ -367,7 +406,7 @@ class Workspace:
                 self._interrupted.clear()
             self._told(error)
 
-        task = self._submit("propagate", step, lambda: self.desk.propagate(chosen), ended)
+        task = self._submit(_("propagate"), step, lambda: self.desk.propagate(chosen), ended)
         self._running = task
 
     def _interrupt(self) -> None:
@@ -382,18 +421,19 @@ class Workspace:
         shape = tuple(n for a, n in enumerate(self.painter.grid.shape_kji) if a != mask.axis)
         slices = {k: unpacked(mask.slices.get(k, EMPTY), shape) for k in indices}  # type: ignore[arg-type]
         name, axis = self.painter.name(segment_id), mask.axis
-        self._submit("edit", step, lambda: self.desk.take_edit(segment_id, name, axis, slices), self._told)
+        self._submit(_("edit"), step, lambda: self.desk.take_edit(segment_id, name, axis, slices), self._told)
 
     def _turn(self, step: Step, *, back: bool) -> None:
-        def work() -> Iterator[Standing]:
-            if step.mark_before is not None and step.mark_after is not None:
-                yield self.desk.undo_to(step.mark_before) if back else self.desk.redo_to(step.mark_after)
-
         def ended(error: BaseException | None) -> None:
             self.painter.apply(reverse(step.changed) if back else step.changed)
             self._told(error)
 
-        self._submit("undo" if back else "redo", None, work, ended)
+        self._submit(_("undo") if back else _("redo"), None, lambda: self._engine_to(step, back=back), ended)
+
+    def _engine_to(self, step: Step, *, back: bool) -> Iterator[Standing | Confidence]:
+        """Bring the engine before or behind a step; runs in its thread."""
+        if step.mark_before is not None and step.mark_after is not None:
+            yield from self.desk.undo_to(step.mark_before) if back else self.desk.redo_to(step.mark_after)
 
     def _follow(self, found: dict[str, KnownMask]) -> bool:
         """If the segments are as they were at another step of the journal, go there; returns whether they are."""
@@ -404,20 +444,17 @@ class Workspace:
         if not count:
             return False
         source, target = (self.journal.done, self.journal.undone)[:: 1 if back else -1]
-        for _ in range(count):
+        for _number in range(count):
             target.append(source.pop())
         step = target[-1]
         self.painter.accept(found)
-
-        def work() -> Iterator[Standing]:
-            if step.mark_before is not None and step.mark_after is not None:
-                yield self.desk.undo_to(step.mark_before) if back else self.desk.redo_to(step.mark_after)
-
-        self._submit("follow the Segment Editor", None, work, self._told)
+        self._submit(_("follow the Segment Editor"), None, lambda: self._engine_to(step, back=back), self._told)
         return True
 
     def _stand(self, standing: Standing) -> None:
         """Let the prompt nodes be those of the engine, after undo and redo."""
+        self.confidence = {key: known for key, known in self.confidence.items() if key in standing.gestures}
+        self.listener.confidence()
         known = {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}
         for segment_id in known | standing.gestures.keys():
             if self.painter.has(segment_id):
@@ -446,8 +483,8 @@ def _title(before: Sequence[Gesture], after: Sequence[Gesture]) -> str:
     """Say what happened to the prompts of a segment."""
     came, went = [g for g in after if g not in before], [g for g in before if g not in after]
     if came and went:
-        return "move prompt"
-    return f"add {came[0].kind.value}" if came else "remove prompt"
+        return _("move prompt")
+    return _ADDED[came[0].kind] if came else _("remove prompt")
 
 
 def _nothing(work: Callable[..., None], *arguments: Any) -> tuple[()]:

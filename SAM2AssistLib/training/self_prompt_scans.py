@@ -16,11 +16,14 @@ from torch import Tensor
 from SAM2AssistLib.engine.loading import default_window
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.views import View, cut, square_around
+from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 from SAM2AssistLib.prompting.body import body_view
 from SAM2AssistLib.prompting.orientation import Orientation
 from SAM2AssistLib.prompting.voxel_features import GRID, VoxelFeatures, read_features
 from SAM2AssistLib.training import _phantom_organs, phantoms
+from SAM2AssistLib.training.seeded import seeds_of, with_grown_labels
+from SAM2AssistLib.training.volumes import read_case
 from SAM2AssistLib.volume import CTVolume
 
 if TYPE_CHECKING:
@@ -36,15 +39,21 @@ REMOVABLE = {
     "urinary_bladder": (_phantom_organs, "paint_bladder"),
 }
 """What a phantom can be made without, and the function that would paint it; kidneys go together."""
+GROWN_WHOLE = ("liver", "spleen", "kidney_right", "kidney_left", "aorta", "gallbladder")
+"""Structures whose seeds reach from end to end; of the others only a part is labelled."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledScan:
-    """A volume in the common orientation, and the truth by name; masks (superior, posterior, left)."""
+    """A volume in the common orientation, and the truth by name; masks (superior, posterior, left).
+
+    Where it is not ``complete``, a class without a mask may be there all the same.
+    """
 
     name: str
     volume: CTVolume
     masks: Mapping[str, NDArray[np.bool_]]
+    complete: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +64,12 @@ class TrainingScan:
     ----------
     features : of all slices.
     truth : (N, K + 1, g, g) float16, the share of each class in each cell; channel 0 is what is none of them.
+    told : (K + 1,) bool, false for a class that the truth says nothing of; its cells are in channel 0.
     """
 
     features: VoxelFeatures
     truth: Tensor
+    told: Tensor
 
 
 def phantom_scan(seed: int, without: str | None = None) -> LabelledScan:
@@ -96,6 +107,34 @@ def file_scan(image: Path, segmentation: Path) -> LabelledScan:
     return LabelledScan(image.parent.name, turn.turn(volume), masks)
 
 
+def seeded_scan(folder: Path, cache: Path) -> LabelledScan:
+    """Read a CT without a reference whose labels are grown from seeds; see `seeded`.
+
+    Parameters
+    ----------
+    folder : of the case.
+    cache : folder for grown label maps; growing takes minutes and is done once.
+
+    Raises
+    ------
+    InputError
+        If nobody has placed seeds in the case.
+    """
+    seeds = seeds_of(folder.name)
+    if not seeds:
+        raise InputError(f"There are no seeds for {folder.name}; place some in seeds.json or give a case with labels.")
+    (case,) = with_grown_labels([read_case(folder)], cache)
+    whole = CTVolume.read(folder / "image.nii.gz")
+    step = round(case.spacing_kji[1] / whole.spacing_ijk[1])
+    # A thinned voxel is the mean of step x step, and so its centre lies between those of the first and the last.
+    thinned = np.diag([step, step, 1.0, 1.0])
+    thinned[:2, 3] = (step - 1) / 2
+    volume = CTVolume(case.hu, whole.ijk_to_lps @ thinned)
+    turn = Orientation.of(volume)
+    masks = {n: turn.turned(case.labels == value) for value, n in enumerate(seeds, 1) if n in GROWN_WHOLE}
+    return LabelledScan(folder.name, turn.turn(volume), masks, complete=False)
+
+
 def training_scan(
     engine: Engine, scan: LabelledScan, classes: Sequence[str], rng: np.random.Generator | None = None
 ) -> TrainingScan:
@@ -109,7 +148,8 @@ def training_scan(
         view = _shaken(view, scan.volume.slice_spacing(0), rng)
     *_, features = read_features(plane, view)
     assert isinstance(features, VoxelFeatures)
-    return TrainingScan(features, truth_of(scan, classes, view))
+    told = torch.tensor([True, *(scan.complete or name in scan.masks for name in classes)])
+    return TrainingScan(features, truth_of(scan, classes, view), told)
 
 
 def truth_of(scan: LabelledScan, classes: Sequence[str], view: View) -> Tensor:

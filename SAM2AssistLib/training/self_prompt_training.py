@@ -1,6 +1,6 @@
 """Train a self-prompt head (SAM2-SP) on phantoms and on labelled CT.
 
-    python -m SAM2AssistLib.training.self_prompt_training --out ADAPTER [--data DIR ...] [--minutes 20]
+    python -m SAM2AssistLib.training.self_prompt_training --out ADAPTER [--data DIR] [--seeded DIR] [--minutes 20]
 
 Each new phantom is encoded once and joins a pool; a few steps on slices of the pool follow. A run can be killed at any
 moment: started again with the same folder, it goes on.
@@ -35,6 +35,7 @@ from SAM2AssistLib.training.self_prompt_scans import (
     TrainingScan,
     file_scan,
     phantom_scan,
+    seeded_scan,
     training_scan,
 )
 
@@ -90,7 +91,7 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
     absent_share: float = 0.3
-    real_share: float = 0.2
+    real_share: float = 0.3
     width: int = 48
     seed: int = 1
 
@@ -153,7 +154,7 @@ class HeadTrainer:
         part = scan.features.part(first, first + recipe.slices)
         levels = tuple(level.float() for level in part.levels)
         logits = self.head(levels, step_for(part.distance_mm))
-        loss = head_loss(logits, scan.truth[first : first + recipe.slices].float())
+        loss = head_loss(logits, scan.truth[first : first + recipe.slices].float(), scan.told)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
@@ -188,13 +189,20 @@ class HeadTrainer:
             self._renew()
 
 
-def head_loss(logits: Tensor, truth: Tensor) -> Tensor:
+def head_loss(logits: Tensor, truth: Tensor, told: Tensor | None = None) -> Tensor:
     """Cross entropy and the Dice of the classes that the clip shows, in equal parts.
+
+    A class of which the truth says nothing is as good an answer as "none of them" (the marginal loss of Shi et al.,
+    Medical Image Analysis 2021).
 
     Parameters
     ----------
     logits, truth : (N, K + 1, h, w); the truth holds the share of each class in a cell.
+    told : (K + 1,) bool, the classes that the truth tells of, the first among them; all if None.
     """
+    if told is not None and not bool(told.all()):
+        none = torch.cat([logits[:, :1], logits[:, ~told]], dim=1).logsumexp(dim=1, keepdim=True)
+        logits, truth = torch.cat([none, logits[:, told][:, 1:]], dim=1), truth[:, told]
     entropy = F.cross_entropy(logits, truth)
     share = logits.softmax(dim=1)
     common = (share * truth).sum(dim=(0, 2, 3))
@@ -251,13 +259,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="adapter folder")
     parser.add_argument("--data", type=Path, action="append", default=[], help="folder of a labelled case; repeatable")
+    parser.add_argument("--seeded", type=Path, action="append", default=[], help="case of seeds.json; repeatable")
     parser.add_argument("--minutes", type=float, default=20.0, help="of computing time")
     parser.add_argument("--calibration", type=int, default=28, help="phantoms to measure the head on at the end")
     parser.add_argument("--model", default="mini")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     engine = load_engine(arguments.model, "cpu")
-    trainer = HeadTrainer(engine, Recipe(minutes=arguments.minutes), read_data(arguments.data), CLASSES)
+    cache = arguments.out.with_name(f"{arguments.out.name}-grown")
+    real = [*read_data(arguments.data), *(seeded_scan(folder, cache) for folder in arguments.seeded)]
+    trainer = HeadTrainer(engine, Recipe(minutes=arguments.minutes), real, CLASSES)
     head = trainer.run(arguments.out / STATE_FILE)
     measured = calibrate(engine, head, CLASSES, arguments.calibration)
     announced = tuple(name for name in CLASSES if measured[name].dice >= LEAST_DICE)

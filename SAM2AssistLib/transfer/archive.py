@@ -37,7 +37,7 @@ class RemoteSeries:
 
     def __str__(self) -> str:
         """Give what a user needs to choose a series, without patient data."""
-        images = "" if self.count is None else f", {self.count} images"
+        images = "" if self.count is None else f", {self.count} image{'' if self.count == 1 else 's'}"
         return f"{self.number or 'no number'} ('{self.description or 'no description'}', {self.modality}{images})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 _SECONDS = (10.0, 120.0)  # to connect, and without a byte
 _ATTEMPTS = 4
 _FIRST_WAIT_SECONDS = 0.5
+
+# Of the server, or of what stands before it.
+_BUSY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
 
 # dicomweb-client sends larger messages as a stream, which it cannot send again when the server asks for patience.
 _STREAM_ABOVE_BYTES = 2**31
@@ -92,22 +102,31 @@ class DicomWebArchive:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """Make one sentence of what can go wrong on the way, without the address, which holds UIDs."""
+        """Make one sentence of what can go wrong on the way.
+
+        Raised without what it was made of: addresses hold UIDs, and answers the patient.
+        """
         import requests
+        from retrying import RetryError  # dicomweb-client asks again with it
 
         try:
             yield
+        except RetryError as error:
+            status = error.last_attempt.value.status_code
+            raise TransferError(
+                f"{self.name} was too busy for the {what} (HTTP {status}, asked {_ATTEMPTS} times); try again later."
+            ) from None
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            raise TransferError(f"{self.name} refused the {what} ({_meaning(status)}).") from error
-        except requests.exceptions.SSLError as error:
+            raise TransferError(f"{self.name} refused the {what} ({_meaning(status)}).") from None
+        except requests.exceptions.SSLError:
             raise TransferError(
                 f"The certificate of {self.name} cannot be trusted; name the authority's file in SAM2ASSIST_TLS_CA."
-            ) from error
-        except (requests.RequestException, OSError) as error:
-            raise TransferError(f"{self.name} cannot be reached; check the address and the network.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TransferError(f"{self.name} gave an answer to the {what} that is not DICOMweb's.") from error
+            ) from None
+        except (requests.RequestException, OSError):
+            raise TransferError(f"{self.name} cannot be reached; check the address and the network.") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TransferError(f"{self.name} gave an answer to the {what} that is not DICOMweb's.") from None
 
 
 def _client(url: str, host: str) -> DICOMwebClient:
@@ -121,7 +140,11 @@ def _client(url: str, host: str) -> DICOMwebClient:
     for library in ("dicomweb_client", "retrying", "urllib3"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     client = DICOMwebClient(url, session=_session(url, host), timeout=_SECONDS)
-    client.set_http_retry_params(max_attempts=_ATTEMPTS, wait_exponential_multiplier=int(500 * _FIRST_WAIT_SECONDS))
+    client.set_http_retry_params(
+        max_attempts=_ATTEMPTS,
+        wait_exponential_multiplier=int(500 * _FIRST_WAIT_SECONDS),
+        retriable_error_codes=_BUSY,
+    )
     return client
 
 

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from pynetdicom import AE
     from pynetdicom.association import Association
 
-# What is fetched or sent: CT, enhanced CT, segmentations, structure sets.
+# What is fetched: CT, enhanced CT and that converted from single images, segmentations, structure sets.
 _STORAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.66.7",
     "1.2.840.10008.5.1.4.1.1.481.3",
@@ -129,15 +131,20 @@ class DimseArchive:
             worker.join()
 
     def store(self, files: Sequence[Path]) -> Iterator[Path]:
-        """Send files over one association (C-STORE)."""
+        """Send files over one association (C-STORE), over another one where that breaks."""
         datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
         entity = self._entity()
         for sop_class, syntax in sorted({(str(ds.SOPClassUID), ds.file_meta.TransferSyntaxUID) for ds in datasets}):
             entity.add_requested_context(sop_class, syntax)
-        with self._associated(entity) as association:
-            for path in files:
-                self._send(association, path)
-                yield path
+        waiting, broken = deque(files), 0
+        while waiting:
+            with self._associated(entity) as association:
+                while waiting and self._send(association, waiting[0]):
+                    broken = 0
+                    yield waiting.popleft()
+            broken += bool(waiting)
+            if broken == _ATTEMPTS:
+                raise TransferError(f"The connection to {self.name} broke {_ATTEMPTS} times at {waiting[0].name}.")
 
     def holds(self, instance: Instance) -> bool:
         """Ask whether the server has an object (C-FIND)."""
@@ -238,14 +245,20 @@ class DimseArchive:
                 "for C-MOVE it has to know this program by its title, host and port."
             )
 
-    def _send(self, association: Association, path: Path) -> None:
+    def _send(self, association: Association, path: Path) -> bool:
+        """Send a file; returns whether the server has it, or False if the connection broke."""
+        if not association.is_established:
+            return False
         try:
             status = association.send_c_store(pydicom.dcmread(path))
-        except (ValueError, RuntimeError, AttributeError) as error:
-            raise TransferError(f"{self.name} does not take objects such as {path.name} in their encoding.") from error
+        except (ValueError, RuntimeError, AttributeError):  # whose messages may quote the object
+            raise TransferError(f"{self.name} does not take objects such as {path.name} in their encoding.") from None
+        if not status:
+            return False
         # 0xBxxx are warnings: it is stored, with some elements changed (PS3.4 B.2.3).
-        if not status or (status.Status != _SUCCESS and status.Status >> 12 != 0xB):
+        if status.Status != _SUCCESS and status.Status >> 12 != 0xB:
             raise TransferError(f"{self.name} did not store {path.name} (status {_hex(status)}).")
+        return True
 
     def _check_accepted(self, association: Association, what: str, advice: str = "") -> None:
         roots = (_STUDY_ROOT_FIND, _STUDY_ROOT_MOVE, _STUDY_ROOT_GET)

@@ -109,8 +109,8 @@ def _instance_of(path: Path) -> Instance:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         uids = [str(header.get(word) or "") for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-    except PARSE_ERRORS as error:
-        raise InputError(f"{path.name} is damaged: its DICOM header cannot be read.") from error
+    except PARSE_ERRORS:
+        raise InputError(f"{path.name} is damaged: its DICOM header cannot be read.") from None
     if not all(uids) or not header.get("SOPClassUID"):
         raise InputError(f"{path.name} does not say which study, series and object it is, so no server can keep it.")
     return Instance(*uids)

@@ -7,6 +7,13 @@ import pytest
 SLICES = 10
 
 
+def pytest_configure(config):
+    """Have the tests of DICOM searched for their patient."""
+    from dicom_privacy import PrivacyGuard
+
+    config.pluginmanager.register(PrivacyGuard(), "dicom privacy")
+
+
 @pytest.fixture(scope="session")
 def a_phantom():
     """A small phantom of an abdomen."""

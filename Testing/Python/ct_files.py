@@ -18,6 +18,7 @@ from SAM2AssistLib.volume import CTVolume
 # Tests look for these words in messages, where they must never appear.
 PATIENT_NAME = "Secretname^Given"
 PATIENT_ID = "SECRETID4711"
+BIRTH_DATE = "19500203"
 
 
 def ct_values(shape_kji: Sequence[int], seed: int = 0) -> NDArray[np.int16]:
@@ -158,7 +159,8 @@ def _ct_dataset(
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
     dataset.PatientName, dataset.PatientID = PATIENT_NAME, PATIENT_ID
-    dataset.PatientBirthDate = dataset.PatientSex = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
+    dataset.PatientBirthDate = BIRTH_DATE
+    dataset.PatientSex = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
     dataset.StudyDate, dataset.StudyTime, dataset.StudyID = "20200101", "120000", "1"
     dataset.Modality, dataset.Manufacturer, dataset.SeriesNumber = "CT", "Test", 1
     dataset.SeriesDescription, dataset.ImageType = "test series", ["ORIGINAL", "PRIMARY", "AXIAL"]

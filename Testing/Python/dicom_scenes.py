@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from ct_files import affine, ct_values, rotation, write_dicom_series
 
 from SAM2AssistLib.io.named_mask import NamedMask
@@ -67,3 +71,48 @@ def call(*command: object) -> str:
 def complaints(path: Path) -> list[str]:
     """Give the errors that dciodvfy finds in a DICOM file."""
     return [line for line in call(program("dciodvfy"), path).splitlines() if line.startswith("Error")]
+
+
+def dcmqi_writing(
+    writer: str, folder: Path, masks: Sequence[NamedMask], volume: CTVolume, output: Path
+) -> tuple[object, ...]:
+    """The command with which dcmqi's `itkimage2segimage` writes masks as DICOM-SEG, after making what it reads."""
+    images = [folder / f"dcmqi-{number}.nrrd" for number in range(len(masks))]
+    for path, named in zip(images, masks, strict=True):
+        image = sitk.GetImageFromArray(named.mask.astype(np.uint8))
+        image.SetSpacing(volume.spacing_ijk)
+        image.SetDirection((volume.ijk_to_lps[:3, :3] / volume.spacing_ijk).ravel().tolist())
+        image.SetOrigin(volume.ijk_to_lps[:3, 3].tolist())
+        sitk.WriteImage(image, path, True)
+    metadata = folder / "dcmqi.json"
+    metadata.write_text(json.dumps(_dcmqi_metadata([named.name for named in masks])))
+    return (
+        writer, "--inputImageList", ",".join(map(str, images)), "--inputDICOMDirectory", volume.dicom_files[0].parent,
+        "--inputMetadata", metadata, "--outputDICOM", output, "--skip", "1",
+    )  # fmt: skip
+
+
+def _dcmqi_metadata(names: Sequence[str]) -> dict[str, Any]:
+    """What itkimage2segimage has to be told, one list for each input image."""
+    tissue = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
+    return {
+        "ContentCreatorName": "Reader1",
+        "SeriesDescription": "Segmentation",
+        "SeriesNumber": "300",
+        "InstanceNumber": "1",
+        "BodyPartExamined": "",
+        "segmentAttributes": [
+            [
+                {
+                    "labelID": 1,
+                    "SegmentDescription": name,
+                    "SegmentLabel": name,
+                    "SegmentAlgorithmType": "MANUAL",
+                    "SegmentedPropertyCategoryCodeSequence": tissue,
+                    "SegmentedPropertyTypeCodeSequence": tissue,
+                    "recommendedDisplayRGBValue": [200, 100, 50],
+                }
+            ]
+            for name in names
+        ],
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import json
 import shutil
 import socket
@@ -10,7 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 
 PLUGINS = [Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"), Path("/usr/lib/orthanc/libOrthancDicomWeb.so")]
 USER, PASSWORD = "tester", "not-a-secret"
+STORAGE_FOLDER = "storage-of-the-archive"
+"""Where the server keeps what it was sent, and its index of patients."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def orthanc(folder: Path) -> Iterator[Server]:
         pytest.skip("Orthanc is not installed (apt-get install orthanc orthanc-dicomweb)")
     server = Server(free_port(), free_port(), free_port())
     settings = {
-        "StorageDirectory": str(folder / "data"),
-        "IndexDirectory": str(folder / "data"),
+        "StorageDirectory": str(folder / STORAGE_FOLDER),
+        "IndexDirectory": str(folder / STORAGE_FOLDER),
         "Plugins": [str(plugin)],
         "HttpPort": server.http_port,
         "DicomPort": server.dicom_port,
@@ -133,20 +136,63 @@ def https_without_studies(certificate: Path, key: Path) -> Iterator[str]:
 
 
 @contextmanager
-def storage_over_tls(certificate: Path, key: Path) -> Iterator[tuple[int, list[str]]]:
-    """Run a storage service over TLS; give its port, and the list of what it was sent."""
+def busy_at_first(refusals: int, status: int) -> Iterator[tuple[str, list[str]]]:
+    """Run a DICOMweb service that takes anything after so many refusals; give its address, and what was asked."""
+    asked: list[str] = []
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append(self.command)
+            body = b"[]" if self.command == "GET" else b"{}"
+            self.send_response(status if len(asked) <= refusals else 200)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815 - the names that the base class looks for
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://localhost:{server.server_port}/dicom-web", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def storage(
+    *, certificate: tuple[Path, Path] | None = None, breaks_at: Sequence[int] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """Run a storage service; give its port, and the list of what it was sent.
+
+    With a certificate and its key it speaks TLS. It breaks the connection in the place of these answers, from 1 on.
+    """
     from pynetdicom import AE, evt
     from pynetdicom.sop_class import CTImageStorage
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context = None
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
     received: list[str] = []
+    answers = itertools.count(1)
 
     def store(event: evt.Event) -> int:
+        if next(answers) in breaks_at:
+            event.assoc.abort()
+            return 0xA700
         received.append(str(event.dataset.SOPInstanceUID))
         return 0
 
-    entity = AE(ae_title="TLS")
+    entity = AE(ae_title="STORAGE")
     entity.add_supported_context(CTImageStorage)
     port = free_port()
     server = entity.start_server(

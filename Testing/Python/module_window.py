@@ -1,13 +1,18 @@
-"""The module's panel in the host's window, and what a radiologist does with it."""
+"""The module's panel in the host's window, and what a radiologist does with it.
+
+The fixtures ``window`` and ``liver`` are imported into a test file, with those of slicer_window.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from mrml_scene import mask_of
 from scipy import ndimage
 from slicer_package import ROOT
@@ -25,12 +30,14 @@ class Window:
     ----------
     host, widget : of the window.
     volume : the node; `ct` what it shows.
+    truth : masks (k, j, i) of structures by name, where they are known.
     """
 
     host: Any
     widget: Any
     volume: Any
     ct: CTVolume
+    truth: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def ui(self) -> Any:
@@ -57,12 +64,20 @@ class Window:
 
     def settle(self) -> None:
         """Wait until the engine has nothing to do."""
-        self.host.user.wait_until(lambda: not self.panel.busy(), WAIT_S)
+        timer = self.widget.deliveryTimer
+        self.host.user.wait_until(lambda: not self.panel.busy() and not timer.isActive(), WAIT_S)
         self.host.process_events()
 
     def ras(self, index_kji: Any) -> np.ndarray:
         """Where a voxel (k, j, i) lies."""
         return self.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1])
+
+    def draw(self, view: str, *indices_kji: Any) -> None:
+        """Click along a line of voxels in a view, and twice at its end."""
+        for number, index in enumerate(indices_kji):
+            self.host.user.move(view, self.ras(np.array(index) + 2))  # a mouse that is there already sends no event
+            last = number == len(indices_kji) - 1
+            (self.host.user.double_click if last else self.host.user.click)(view, self.ras(index))
 
     def click(self, index_kji: Any) -> None:
         """Click a voxel in the red view."""
@@ -83,6 +98,22 @@ class Window:
         segmentation.GetSegment(segment_id).SetName(name)
         self.choose_segment(name)
         return segment_id
+
+
+@pytest.fixture
+def window(a_host: Any, a_phantom: Any, an_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:
+    """The module's panel over a phantom's CT; the engine is in memory already."""
+    from SAM2AssistLib.engine import loading
+
+    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
+    yield open_module(a_host, a_phantom.volume)
+    assert a_host.unhandled == []
+
+
+@pytest.fixture
+def liver(a_phantom: Any) -> np.ndarray:
+    """A voxel (k, j, i) in the phantom's liver."""
+    return middle_of(a_phantom.labels == a_phantom.names["liver"])
 
 
 def open_module(host: Any, ct: CTVolume, name: str = "CT") -> Window:

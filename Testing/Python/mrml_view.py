@@ -30,6 +30,9 @@ class RecordingView:
     def showConfidence(self, ppm: bytes) -> None:  # noqa: N802
         self.strips.append(ppm)
 
+    def saveEditorState(self) -> None:  # noqa: N802
+        """Nothing to be noted."""
+
     def showSegmentation(self, segmentationNode: Any) -> None:  # noqa: N802, N803
         self.segmentation = segmentationNode
 

@@ -38,6 +38,8 @@ def a_small_demo(monkeypatch: pytest.MonkeyPatch, quick_engine: Any) -> Any:
     monkeypatch.setattr(demo, "DEMO_ORGANS", (*ORGANS, "wings"))
     engine = quick_engine()
     monkeypatch.setattr(loading, "load_engine", lambda *_, **__: engine)
+    # The embedded adapter is for the embedded weights, which a quick engine does not have.
+    monkeypatch.setattr(demo, "_knows_organs", lambda model: False)
     # Drawing takes longer than all the rest; the tests of the script below have the picture drawn.
     monkeypatch.setattr(
         preview, "write_preview", lambda path, *_, window: path.write_text(f"{window.level:g}/{window.width:g}")
@@ -72,7 +74,7 @@ def test_the_table_shows_the_dice_of_each_organ_after_the_box_and_after_each_cli
     tmp_path: Path, capfd: pytest.CaptureFixture[str], a_small_demo: Any
 ) -> None:
     text = run(capfd, "demo", "--out", tmp_path, "--corrections", "2").out
-    assert all(heading in text for heading in ("one box", "1 click", "2 clicks", "mean"))
+    assert all(heading in text for heading in ("one box", "first", "1 click", "2 clicks", "mean"))
     assert all(organ in text for organ in ORGANS)
     assert f"In 3D Slicer: Add Data, {tmp_path / 'ct.nrrd'} and {tmp_path / 'segmentation.seg.nrrd'}; then Show" in text
 
@@ -98,6 +100,27 @@ def test_without_corrections_only_the_box_is_scored(
 ) -> None:
     report = json.loads(run(capfd, "demo", "--out", tmp_path, "--corrections", "0", "--json").out)
     assert len(report["dice"]) == 1
+
+
+def test_auto_segment_comes_first_and_what_it_does_not_know_gets_a_box(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "DEMO_SHAPE_KJI", (24, 112, 112))
+    monkeypatch.setattr(demo, "DEMO_SPACING_IJK", (3.2, 3.2, 8.0))
+    monkeypatch.setattr(preview, "write_preview", lambda path, *_, window: path.write_text("drawn"))
+    report = json.loads(run(capfd, "demo", "--out", tmp_path, "--corrections", "1", "--json").out)
+    known = report["auto_segmented"]
+    assert {"liver", "kidney_right"} <= set(known)
+    names = [row["name"] for row in report["segments"]]
+    assert sorted(names[: len(known)]) == known
+    assert "tumor" in names[len(known) :]
+    assert report["dice"][0]["liver"] > 0.7
+    assert len(report["dice"]) == 2
+    own = json.loads(run(capfd, "demo", "--out", tmp_path / "again", "--ct", tmp_path / "ct.nrrd", "--json").out)
+    assert {"liver", "kidney_right"} <= set(own["auto_segmented"])
+    assert own["dice"] == []
+    boxes = read_prompt_file(tmp_path / "again" / "prompts.json", CTVolume.read(tmp_path / "ct.nrrd"))
+    assert [request.name for request in boxes] == [row["name"] for row in own["segments"]]
 
 
 @pytest.fixture

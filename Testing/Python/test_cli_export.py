@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from command_line import GRID, SHAPE_KJI, balls, box_prompts, run, sentence_of, two_segments, write_ct, write_prompts
-from ct_files import PATIENT_ID, PATIENT_NAME, affine, ct_values, write_dicom_series
+from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, affine, ct_values, write_dicom_series
 from dicom_scenes import apart, complaints
 
 from SAM2AssistLib.io.named_mask import NamedMask
@@ -21,7 +21,7 @@ FORMS = {"seg": "SEG", "fractional": "SEG", "labelmap": "SEG", "rtstruct": "RTST
 @pytest.fixture
 def place(tmp_path):
     """A folder with a DICOM series, a segmentation of it, and prompts."""
-    write_dicom_series(tmp_path / "ct", balls(), GRID, PatientBirthDate="19500203")
+    write_dicom_series(tmp_path / "ct", balls(), GRID)
     volume = CTVolume.read(tmp_path / "ct")
     write_segmentation(tmp_path / "made.seg.nrrd", apart(SHAPE_KJI), volume)
     write_segmentation(tmp_path / "made.nii.gz", apart(SHAPE_KJI), volume)
@@ -130,7 +130,7 @@ def export_sentence(capfd, place, segmentation="made.seg.nrrd", output="a.dcm", 
     sentence = sentence_of(
         run(capfd, "export", place / segmentation, "--dicom", place / dicom, "-o", place / output, *extra)
     )
-    for secret in (*PATIENT_NAME.split("^"), PATIENT_ID, "19500203"):
+    for secret in (*PATIENT_NAME.split("^"), PATIENT_ID, BIRTH_DATE):
         assert secret not in sentence
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
     return sentence

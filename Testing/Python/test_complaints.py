@@ -6,7 +6,13 @@ import re
 
 from slicer_package import ROOT
 
+TESTS = ROOT / "Testing" / "Python"
 PAGE = ROOT / "Resources" / "Docs" / "complaints.md"
+
+
+def all_tests() -> str:
+    """The source of all tests."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py"))
 
 
 def test_all_twenty_complaints_are_answered() -> None:
@@ -14,8 +20,13 @@ def test_all_twenty_complaints_are_answered() -> None:
     assert rows == [str(number) for number in range(1, 21)]
 
 
+def test_each_of_the_twenty_names_a_test_of_its_own() -> None:
+    functions = set(re.findall(r"^def (test_\w+)\(", all_tests(), re.MULTILINE))
+    for row in re.findall(r"^\| \d+ \|.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE):
+        assert set(re.findall(r"`(test_\w+)`", row.rpartition(" | ")[2])) & functions, row
+
+
 def test_every_test_that_the_page_names_exists() -> None:
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "Testing" / "Python").glob("test_*.py")}
-    everything = "\n".join(sources.values())
+    files, everything = {path.stem for path in TESTS.glob("test_*.py")}, all_tests()
     for name in re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8")):
-        assert name in sources or f"def {name}(" in everything, name
+        assert name in files or f"def {name}(" in everything, name

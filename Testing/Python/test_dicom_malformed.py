@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from command_line import run, sentence_of
-from ct_files import PATIENT_ID, PATIENT_NAME, changed, ct_values, write_dicom_series
+from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, changed, ct_values, write_dicom_series
 from dicom_scenes import AXIAL, SHAPE_KJI, apart
 from pydicom.uid import generate_uid
 
@@ -17,14 +17,12 @@ from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.rtstruct import write_rtstruct
 from SAM2AssistLib.volume import CTVolume
 
-BIRTH_DATE = "19500203"
-
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     """A series, and a DICOM-SEG and an RTSTRUCT of it."""
     folder = tmp_path_factory.mktemp("originals")
-    write_dicom_series(folder / "ct", ct_values(SHAPE_KJI), AXIAL, PatientBirthDate=BIRTH_DATE)
+    write_dicom_series(folder / "ct", ct_values(SHAPE_KJI), AXIAL)
     volume = CTVolume.read(folder / "ct")
     write_dicom_seg(folder / "seg.dcm", apart(), volume)
     write_rtstruct(folder / "contours.dcm", apart(), volume)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -20,6 +22,7 @@ from dicom_scenes import (
     box_mask,
     call,
     complaints,
+    dcmqi_writing,
     liver_and_tumor,
     program,
 )
@@ -33,6 +36,7 @@ from SAM2AssistLib.io.dicom_seg import SegKind, write_dicom_seg
 from SAM2AssistLib.io.dicom_seg_reader import read_dicom_seg
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
+from SAM2AssistLib.io.terminology import terminology_of, terminology_of_segment
 from SAM2AssistLib.volume import CTVolume
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct_liver_3slices"
@@ -163,7 +167,7 @@ def test_by_the_ending_dcm_a_result_becomes_a_dicom_seg(tmp_path):
 @pytest.fixture
 def a_seg(tmp_path):
     """A DICOM-SEG of liver and tumour as a data set."""
-    volume = a_series(tmp_path / "ct", PatientBirthDate="19500203")
+    volume = a_series(tmp_path / "ct")
     algorithm = Algorithm(model="mini", model_sha256="ab" * 32, adapter="mine", adapter_sha256="cd" * 32)
     text = json.dumps({"frame": "RAS", "segments": []})
     write_dicom_seg(tmp_path / "a.dcm", liver_and_tumor(), volume, algorithm=algorithm, prompts_json=text)
@@ -243,6 +247,35 @@ def test_a_refined_segment_keeps_its_codes_color_and_tracking_id(tmp_path):
         assert one.tracking_uid == other.tracking_uid != ""
         assert (one.coded.type, one.coded.region) == (other.coded.type, other.coded.region)
         np.testing.assert_allclose(one.coded.color_rgb, other.coded.color_rgb, atol=0.01)
+
+
+def test_codes_and_color_that_were_chosen_in_slicer_are_exported(tmp_path):
+    volume = a_series(tmp_path / "ct")
+    chosen = replace(terminology_of("left kidney tumor"), color_rgb=(0.1, 0.5, 0.9))
+    write_segmentation(tmp_path / "a.seg.nrrd", [NamedMask("finding 3", apart()[0].mask, chosen)], volume)
+    write_segmentation(tmp_path / "a.dcm", read_on(volume, tmp_path / "a.seg.nrrd"), volume)
+    (found,) = read_dicom_seg(tmp_path / "a.dcm").masks
+    assert found.name == "finding 3"
+    for part in ("category", "type", "region", "region_modifier"):
+        assert getattr(found.coded, part) == getattr(chosen, part) != None  # noqa: E711 - it has all of them
+    assert found.coded.color_rgb == pytest.approx(chosen.color_rgb, abs=0.01)
+
+
+@pytest.mark.parametrize("tag", ["", "~~~", "context~SRT^T-62000^Liver~SRT^T-62000^Liver~^^~~^^~^^", "tissue"])
+def test_where_slicer_knows_no_better_the_name_says_what_a_segment_is(tag):
+    tag = terminology_of("Segment_1").to_slicer_tag() if tag == "tissue" else tag
+    assert terminology_of_segment("spleen", tag, None) == terminology_of("spleen")
+
+
+@pytest.mark.parametrize("color", ["", "0.5", "a b c", "nan 0 0", "0.1 0.2 0.3 0.4"])
+def test_a_color_that_is_none_is_passed_over(tmp_path, color):
+    volume = a_series(tmp_path / "ct")
+    write_segmentation(tmp_path / "a.seg.nrrd", [NamedMask("spleen", apart()[0].mask)], volume)
+    content = (tmp_path / "a.seg.nrrd").read_bytes()
+    colored = re.sub(rb"Segment0_Color:=.*", f"Segment0_Color:={color}".encode(), content, count=1)
+    (tmp_path / "a.seg.nrrd").write_bytes(colored)
+    ((found,), _) = read_segmentation(tmp_path / "a.seg.nrrd")
+    assert found.coded.color_rgb == terminology_of("spleen").color_rgb
 
 
 @pytest.mark.parametrize("name", ["x" * 100, "left\\right", "肝臓"])
@@ -402,47 +435,9 @@ def test_dcmqi_reads_it_voxel_for_voxel(tmp_path, grid):
 def test_what_dcmqi_wrote_opens_voxel_for_voxel(tmp_path):
     writer = program("itkimage2segimage")
     volume = a_series(tmp_path / "ct")
-    lists = []
-    for number, named in enumerate(liver_and_tumor(), 1):
-        image = sitk.GetImageFromArray(named.mask.astype(np.uint8))
-        image.SetSpacing(volume.spacing_ijk)
-        image.SetDirection((volume.ijk_to_lps[:3, :3] / volume.spacing_ijk).ravel().tolist())
-        image.SetOrigin(volume.ijk_to_lps[:3, 3].tolist())
-        sitk.WriteImage(image, tmp_path / f"{number}.nrrd")
-        lists.append(str(tmp_path / f"{number}.nrrd"))
-    (tmp_path / "meta.json").write_text(json.dumps(dcmqi_metadata(["liver", "liver tumor"])))
-    said = call(
-        writer, "--inputImageList", ",".join(lists), "--inputDICOMDirectory", tmp_path / "ct", "--inputMetadata",
-        tmp_path / "meta.json", "--outputDICOM", tmp_path / "a.dcm", "--skip", "1",
-    )  # fmt: skip
+    said = call(*dcmqi_writing(writer, tmp_path, liver_and_tumor(), volume, tmp_path / "a.dcm"))
     assert (tmp_path / "a.dcm").is_file(), said
     assert_same(read_on(volume, tmp_path / "a.dcm"), liver_and_tumor())
-
-
-def dcmqi_metadata(names):
-    """What itkimage2segimage has to be told, one list for each input image."""
-    tissue = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
-    return {
-        "ContentCreatorName": "Reader1",
-        "SeriesDescription": "Segmentation",
-        "SeriesNumber": "300",
-        "InstanceNumber": "1",
-        "BodyPartExamined": "",
-        "segmentAttributes": [
-            [
-                {
-                    "labelID": 1,
-                    "SegmentDescription": name,
-                    "SegmentLabel": name,
-                    "SegmentAlgorithmType": "MANUAL",
-                    "SegmentedPropertyCategoryCodeSequence": tissue,
-                    "SegmentedPropertyTypeCodeSequence": tissue,
-                    "recommendedDisplayRGBValue": [200, 100, 50],
-                }
-            ]
-            for name in names
-        ],
-    }
 
 
 @needs_real_data

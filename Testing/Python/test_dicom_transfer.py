@@ -12,17 +12,18 @@ import numpy as np
 import pydicom
 import pytest
 from command_line import box_prompts, run, sentence_of, write_prompts
-from ct_files import PATIENT_ID, PATIENT_NAME, ct_values, write_dicom_series
+from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, ct_values, write_dicom_series
 from dicom_scenes import AXIAL, OBLIQUE, a_series, apart
 from dicom_server import (
     PASSWORD,
     USER,
     Server,
+    busy_at_first,
     free_port,
     https_without_studies,
     orthanc,
     self_signed,
-    storage_over_tls,
+    storage,
 )
 
 from SAM2AssistLib.errors import InputError, TransferError
@@ -35,7 +36,6 @@ from SAM2AssistLib.transfer.dimse import DimseArchive, Peer
 from SAM2AssistLib.transfer.moving import pull, push
 from SAM2AssistLib.volume import CTVolume
 
-BIRTH_DATE = "19500203"
 SHAPE_KJI = (8, 64, 64)
 
 
@@ -57,7 +57,7 @@ def our_credentials(monkeypatch):
 def a_ct(tmp_path):
     """A series of a patient whose data must not show up anywhere, and its study."""
     folder = tmp_path / "ct"
-    write_dicom_series(folder, ct_values(SHAPE_KJI), AXIAL, PatientBirthDate=BIRTH_DATE)
+    write_dicom_series(folder, ct_values(SHAPE_KJI), AXIAL)
     return folder, str(pydicom.dcmread(next(folder.iterdir())).StudyInstanceUID)
 
 
@@ -214,6 +214,49 @@ def test_a_lost_connection_is_tried_again(a_server, a_ct, monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_connection_that_breaks_while_files_are_sent_is_made_again(a_ct):
+    files = sorted(a_ct[0].iterdir())
+    with storage(breaks_at=(3, 4)) as (port, received):
+        assert list(DimseArchive(Peer("localhost", port, "STORAGE")).store(files)) == files
+    assert sorted(received) == sorted(pixels_of(a_ct[0]))
+
+
+def test_a_connection_that_breaks_again_and_again_is_told(a_ct):
+    files = sorted(a_ct[0].iterdir())
+    with storage(breaks_at=range(3, 99)) as (port, received), pytest.raises(TransferError, match="broke 3 times"):
+        list(DimseArchive(Peer("localhost", port, "STORAGE")).store(files))
+    assert len(received) == 2
+
+
+@pytest.fixture
+def without_long_waits(monkeypatch):
+    """Wait for milliseconds between attempts."""
+    from SAM2AssistLib.transfer import dicomweb
+
+    monkeypatch.setattr(dicomweb, "_FIRST_WAIT_SECONDS", 0.002)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_service_that_is_busy_is_asked_again(without_long_waits, status):
+    with busy_at_first(2, status) as (address, asked):
+        assert DicomWebArchive(address).series_of("1.2.3") == []
+    assert asked == ["GET"] * 3
+
+
+def test_what_a_busy_service_did_not_take_is_sent_again(without_long_waits, a_ct):
+    path = min(a_ct[0].iterdir())
+    with busy_at_first(2, 503) as (address, asked):
+        assert list(DicomWebArchive(address).store([path])) == [path]
+    assert asked == ["POST"] * 3
+
+
+def test_a_service_that_stays_busy_is_told(without_long_waits, capfd, tmp_path):
+    with busy_at_first(99, 503) as (address, asked):
+        sentence = sentence_of(run(capfd, "pull", "--study", "1.2.3", "-o", tmp_path / "new", "--dicomweb", address))
+    assert "HTTP 503" in sentence
+    assert len(asked) == 4
+
+
 def test_a_server_that_loses_what_it_accepted_is_found_out(a_ct, monkeypatch):
     from SAM2AssistLib.transfer import moving
 
@@ -274,8 +317,8 @@ def test_storing_over_tls_trusts_the_authority_that_the_environment_names(a_cert
 
     monkeypatch.setattr(dimse, "_ATTEMPTS", 1)
     files = sorted(a_ct[0].iterdir())
-    with storage_over_tls(*a_certificate) as (port, received):
-        archive = DimseArchive(Peer("localhost", port, "TLS", tls=True))
+    with storage(certificate=a_certificate) as (port, received):
+        archive = DimseArchive(Peer("localhost", port, "STORAGE", tls=True))
         with pytest.raises(TransferError, match="SAM2ASSIST_TLS_CA"):
             list(archive.store(files))
         monkeypatch.setenv("SAM2ASSIST_TLS_CA", str(a_certificate[0]))

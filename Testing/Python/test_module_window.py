@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from module_window import Window, middle_of, open_module
-from slicer_window import a_host, host_or_skip, one_host  # noqa: F401
+from module_window import Window, liver, window
+from slicer_window import a_host, host_or_skip, one_host
 
 host_or_skip()
-
-
-@pytest.fixture
-def window(a_host: Any, a_phantom: Any, an_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Window]:  # noqa: F811
-    """The module's panel over a phantom's CT; the engine is in memory already."""
-    from SAM2AssistLib.engine import loading
-
-    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
-    yield open_module(a_host, a_phantom.volume)
-    assert a_host.unhandled == []
-
-
-@pytest.fixture
-def liver(a_phantom: Any) -> np.ndarray:
-    """A voxel (k, j, i) in the phantom's liver."""
-    return middle_of(a_phantom.labels == a_phantom.names["liver"])
+__all__ = ["a_host", "liver", "one_host", "window"]
 
 
 def test_a_click_in_a_view_shows_a_mask_and_carries_it_through_the_slices(window: Window, liver: np.ndarray) -> None:
@@ -149,6 +132,7 @@ def test_what_is_missing_is_listed_with_its_size_and_installed_by_one_button(
     window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from SAM2AssistLib.mrml import first_run
+    from SAM2AssistLib.mrml.auto import Sources
 
     real, absent = first_run._version, {"scikit-image"}
     monkeypatch.setattr(first_run, "_version", lambda name: None if name in absent else real(name))
@@ -158,7 +142,10 @@ def test_what_is_missing_is_listed_with_its_size_and_installed_by_one_button(
     assert not window.ui.positiveButton.enabled
     absent.clear()
     window.host.packages.missing.clear()
+    window.widget.panel._auto.sources = Sources(None, (), {})
     window.host.user.press(window.ui.installButton)
+    window.settle()
+    assert "liver" in window.panel.class_names()
     assert not window.ui.setupCollapsibleButton.visible
     assert window.ui.positiveButton.enabled
 

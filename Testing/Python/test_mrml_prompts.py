@@ -215,3 +215,20 @@ def test_the_panel_can_be_shown_before_torch_and_scikit_image_are_installed() ->
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_box_whose_handles_make_it_deep_bounds_the_segment_in_three_dimensions(desk: Desk) -> None:  # noqa: F811
+    flat = desk.do(desk.segment, box(desk.ct, (5, 20, 10), (5, 44, 30)))
+    assert flat.any(axis=(1, 2)).all()
+    (node,) = desk.workspace.prompts.nodes(desk.segment)
+    size = list(node.GetSize())
+    across = min(range(3), key=lambda axis: size[axis])
+    size[across] = 4 * desk.ct.spacing_ijk[2]
+    node.SetSize(*size)
+    assert desk.assistant.wait()
+    shown = np.flatnonzero(desk.mask().any(axis=(1, 2)))
+    assert (shown.min(), shown.max()) == (3, 7)
+    assert [step.title for step in desk.workspace.journal.done] == ["add box", "move prompt"]
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), flat)

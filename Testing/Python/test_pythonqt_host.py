@@ -228,6 +228,7 @@ def test_a_widget_shows_only_what_slicer_connects_with_its_class(qt: Any) -> Non
     from slicer_host.parameter_widgets import link_to
 
     assert link_to(qt.QCheckBox(), Parameter("on", bool, True)).read() is False
-    for widget, kind, value in ((qt.QLineEdit, Path, Path("a")), (qt.QSpinBox, float, 1.0), (qt.QRadioButton, bool, True)):
+    refused = ((qt.QLineEdit, Path, Path("a")), (qt.QSpinBox, float, 1.0), (qt.QRadioButton, bool, True))
+    for widget, kind, value in refused:
         with pytest.raises(ValueError, match="cannot show"):
             link_to(widget(), Parameter("it", kind, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,68 @@ import numpy as np
 import pytest
 from ct_files import write_dicom_series
 from module_window import Window, dicom_database, middle_of, open_module
+from slicer_package import ROOT
 from slicer_window import a_host, host_or_skip, one_host  # noqa: F401
 
+from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+from SAM2AssistLib.prompting.support import SupportCase
+from SAM2AssistLib.prompting.support_library import SupportLibrary
 from SAM2AssistLib.volume import CTVolume
 
 host_or_skip()
+REAL = ROOT.parent / "shared" / "data" / "ct_upper_abdomen_20slices"
 SHAPE, SPACING = (20, 96, 96), (3.0, 3.0, 5.0)
 
 
+@dataclass
+class Patient:
+    """Twenty DICOM files, and where the organs are in them.
+
+    Attributes
+    ----------
+    ct : what the files show.
+    files : of the series.
+    organs : masks (k, j, i) by name, on the grid of the CT.
+    """
+
+    ct: CTVolume
+    files: list[Path]
+    organs: dict[str, np.ndarray]
+
+
+def a_patient(folder: Path) -> Patient:
+    """The real upper abdomen where it is at hand, else a phantom written as DICOM."""
+    if not (REAL / "dicom").is_dir():
+        from SAM2AssistLib.training.phantoms import make_phantom
+
+        phantom = make_phantom(7, SHAPE, SPACING)
+        files = write_dicom_series(folder, np.array(phantom.volume.array), phantom.volume.ijk_to_lps)
+        organs = {name: phantom.labels == label for name, label in phantom.names.items()}
+        return Patient(CTVolume.read(folder), files, organs)
+    files = [with_uids(path, folder) for path in sorted((REAL / "dicom").iterdir())]
+    ct = CTVolume.read(folder)
+    named, ijk_to_lps = read_segmentation(REAL / "label.nii.gz")
+    return Patient(ct, files, {n.name: n.mask for n in masks_on_grid_of(ct, named, ijk_to_lps)})
+
+
+def with_uids(source: Path, folder: Path) -> Path:
+    """Copy a DICOM file, giving it the UIDs that its publisher has taken away; Slicer imports none without."""
+    from pydicom import dcmread
+    from pydicom.uid import CTImageStorage, generate_uid
+
+    header = dcmread(source)
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[source.name])
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        if not header.get(keyword):
+            setattr(header, keyword, generate_uid(entropy_srcs=[keyword]))
+    folder.mkdir(exist_ok=True)
+    header.save_as(folder / source.name, enforce_file_format=True)
+    return folder / source.name
+
+
 @pytest.fixture
-def window(  # noqa: PLR0913
+def window(
     a_host: Any,  # noqa: F811
     an_engine: Any,
     tmp_path: Path,
@@ -30,22 +83,17 @@ def window(  # noqa: PLR0913
 
     from SAM2AssistLib.engine import loading
     from SAM2AssistLib.mrml.export import UIDS
-    from SAM2AssistLib.prompting.support import SupportCase
-    from SAM2AssistLib.prompting.support_library import SupportLibrary
-    from SAM2AssistLib.training.phantoms import make_phantom
 
     monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
     monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path / "supports"))
-    patient = make_phantom(7, SHAPE, SPACING)
-    liver = patient.labels == patient.names["liver"]
-    SupportLibrary().add(SupportCase("last year", patient.volume, {"liver": liver}))
-    files = write_dicom_series(tmp_path / "dicom", np.array(patient.volume.array), patient.volume.ijk_to_lps)
-    database = dicom_database(files)
+    patient = a_patient(tmp_path / "dicom")
+    SupportLibrary().add(SupportCase("last year", patient.ct, {"liver": patient.organs["liver"]}))
+    database = dicom_database(patient.files)
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
-    window = open_module(a_host, CTVolume.read(tmp_path / "dicom"), "patient")
+    window = open_module(a_host, patient.ct, "patient")
     window.volume.SetAttribute(UIDS, " ".join(database.uids))
     window.settle()
-    window.truth = {name: patient.labels == label for name, label in patient.names.items()}
+    window.truth = patient.organs
     yield window
     assert a_host.unhandled == []
 

@@ -118,6 +118,14 @@ def test_labels_and_raised_sentences_of_the_module_are_translated() -> None:
                 assert is_translated(text), f"line {node.lineno}"
 
 
+def test_what_the_panel_says_is_translated() -> None:
+    for path in (ROOT / "SAM2AssistLib" / "mrml").glob("*.py"):
+        for node in ast.walk(tree_of(path)):
+            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_call and node.func.attr in {"showStatus", "showError"}:
+                assert not isinstance(node.args[0], (ast.Constant, ast.JoinedStr)), f"{path.name} {node.lineno}"
+
+
 def test_the_self_test_runs_each_of_its_tests() -> None:
     methods = {node.name: node for node in module_class("Test").body if isinstance(node, ast.FunctionDef)}
     calls = {node.attr for node in ast.walk(methods["runTest"]) if isinstance(node, ast.Attribute)}
@@ -162,6 +170,16 @@ def test_the_extension_says_what_the_index_asks_for() -> None:
     assert "project(SAM2Assist)" in text
     for key in ("HOMEPAGE", "CONTRIBUTORS", "DESCRIPTION", "ICONURL", "SCREENSHOTURLS", "DEPENDS"):
         assert re.search(rf'set\s*\(EXTENSION_{key}\s*"[^"]+"\)', text), key
+
+
+def test_pictures_that_pages_and_the_index_show_are_there() -> None:
+    for page in (ROOT / "Resources" / "Docs").glob("*.md"):
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+    shown = re.search(r'EXTENSION_SCREENSHOTURLS "([^"]+)"', (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
+    assert shown is not None
+    for url in shown.group(1).split():
+        assert (ROOT / "Resources" / "Screenshots" / url.rpartition("/")[2]).is_file(), url
 
 
 def test_the_licence_lies_at_the_root() -> None:

@@ -56,6 +56,7 @@ def module(monkeypatch: pytest.MonkeyPatch, scene: Any) -> ModuleType:
     """The module's file, loaded as Slicer loads it."""
     bases = {f"ScriptedLoadableModule{part}": type(part or "Module", (), {}) for part in ("", "Widget")}
     stand_ins = (
+        module_named("ctk"),
         module_named("qt"),
         module_named("slicer.parameterNodeWrapper", parameterNodeWrapper=lambda kind: kind, Choice=list),
         module_named("slicer.i18n", tr=str, translate=lambda _context, text: text),

@@ -20,6 +20,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (1440, 1000)
+AUTOMATIC = ("liver", "spleen", "kidney_right", "kidney_left")
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,26 @@ def ct_case(ct: Path, labels: Path) -> Case:
 
 
 def prepare(host: Any, case: Case) -> Any:
-    """Open the module over the case with a soft-tissue window; return the module's widget."""
+    """Open the module over the case with a soft-tissue window, as if no package were there; return its widget."""
+    from unittest import mock
+
     import slicer
+
+    sys.path.insert(0, str(ROOT))
+    from SAM2AssistLib.mrml import first_run as packages
 
     case.node.CreateDefaultDisplayNodes()
     case.node.GetDisplayNode().SetAutoWindowLevel(False)
     case.node.GetDisplayNode().SetWindowLevel(400, 40)
     slicer.util.setSliceViewerLayers(background=case.node, fit=True)
     host.load_module(ROOT / "SAM2Assist" / "SAM2Assist.py")
-    return host.open_module("SAM2Assist")
+    with mock.patch.object(packages, "_version", return_value=None):
+        return host.open_module("SAM2Assist")
 
 
 def settle(host: Any, widget: Any) -> None:
     """Wait until the engine has nothing to do, and everything is drawn."""
-    host.user.wait_until(lambda: not widget.panel.busy(), 300.0)
+    host.user.wait_until(lambda: not widget.panel.busy(), 900.0)
     host.user.wait(0.3)
 
 
@@ -113,8 +120,41 @@ def show_everywhere(host: Any, position: tuple[float, float, float]) -> None:
         host.user.show_position(view, position)
 
 
+def first_run(host: Any, widget: Any, case: Case) -> None:
+    """The list of what is missing, as `prepare` has opened the panel."""
+    show_everywhere(host, case.middle_of("liver"))
+    settle(host, widget)
+
+
+def automatic(host: Any, widget: Any, case: Case) -> None:
+    """What Auto-Segment finds of four classes without a prompt, and the line that says so beforehand."""
+    import qt
+    import slicer
+
+    widget.updateSetup()
+    settle(host, widget)
+    for row in range(widget.ui.classList.count):
+        item = widget.ui.classList.item(row)
+        item.setCheckState(qt.Qt.Checked if item.text() in AUTOMATIC else qt.Qt.Unchecked)
+    show_everywhere(host, case.middle_of("kidney_left"))
+    host.user.press(widget.ui.autoButton)
+    settle(host, widget)
+    widget.panel.segmentation_node.CreateClosedSurfaceRepresentation()
+    slicer.util.resetThreeDViews()
+    settle(host, widget)
+
+
+def begin_anew(host: Any, widget: Any) -> None:
+    """Go on without what Auto-Segment has made."""
+    import slicer
+
+    slicer.mrmlScene.RemoveNode(widget.panel.segmentation_node)
+    settle(host, widget)
+
+
 def box_on_a_slice(host: Any, widget: Any, case: Case) -> None:
     """A box around the spleen on one slice, carried through the others."""
+    begin_anew(host, widget)
     draw_box(host, widget, case, "spleen")
     name_segment(widget, "spleen", (157 / 255, 108 / 255, 162 / 255))
     settle(host, widget)
@@ -155,6 +195,8 @@ def name_segment(widget: Any, name: str, color: tuple[float, float, float]) -> N
 
 
 PICTURES: dict[str, Callable[[Any, Any, Case], None]] = {
+    "module-first-run.png": first_run,
+    "module-auto.png": automatic,
     "module-box.png": box_on_a_slice,
     "module-3d.png": second_structure,
 }

@@ -242,7 +242,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
     """A line for a path with a button that asks for one: a file or a folder, unless `filters` says which."""
 
     currentPathChanged = QtCore.Signal(str)
-    Files, Dirs = 2, 1
+    Dirs, Files = QtCore.QDir.Filter.Dirs, QtCore.QDir.Filter.Files
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
@@ -254,7 +254,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         layout.addWidget(self._line, 1)
         layout.addWidget(self._button)
         self._line.textChanged.connect(self.currentPathChanged)
-        self._filters = self.Files | self.Dirs
+        self._filters = (self.Files | self.Dirs).value
 
     def _get_filters(self) -> int:
         return self._filters

@@ -71,6 +71,25 @@ class User:
         QtTest.QTest.mouseClick(self.view(view), button, modifiers, self.pixel_of(view, ras))
         self._host.process_events()
 
+    def double_click(self, view: str, ras: tuple[float, float, float]) -> None:
+        """Click twice at a position, quickly: press, release, double click, release, as Qt tells it."""
+        self.click(view, ras)
+        widget, pixel = self.view(view), self.pixel_of(view, ras)
+        for kind, held in (
+            (QtCore.QEvent.Type.MouseButtonDblClick, QtCore.Qt.MouseButton.LeftButton),
+            (QtCore.QEvent.Type.MouseButtonRelease, QtCore.Qt.MouseButton.NoButton),
+        ):
+            event = QtGui.QMouseEvent(
+                kind,
+                QtCore.QPointF(pixel),
+                QtCore.QPointF(widget.mapToGlobal(pixel)),
+                QtCore.Qt.MouseButton.LeftButton,
+                held,
+                QtCore.Qt.KeyboardModifier.NoModifier,
+            )
+            QtWidgets.QApplication.sendEvent(widget, event)
+        self._host.process_events()
+
     def drag(self, view: str, *positions_ras: tuple[float, float, float]) -> None:
         """Press at the first position, move through the others and let go at the last."""
         widget, left = self.view(view), QtCore.Qt.MouseButton.LeftButton

@@ -202,7 +202,7 @@ class VTKView(QtWidgets.QWidget):
             None,
         )
         self._interactor.SetAltKey(int(bool(modifiers & QtCore.Qt.KeyboardModifier.AltModifier)))
-        getattr(self._interactor, name)()
+        self._interactor.InvokeEvent(name)
 
     def mousePressEvent(self, event: QtGui.QMouseEvent) -> None:
         """Hand a press on."""
@@ -210,9 +210,9 @@ class VTKView(QtWidgets.QWidget):
             self._tell(event, event.position(), f"{_BUTTONS[event.button()]}PressEvent")
 
     def mouseDoubleClickEvent(self, event: QtGui.QMouseEvent) -> None:
-        """Hand a double click on, as the press that it is too."""
+        """Hand a double click on, which for VTK's adapter of Qt (QVTKInteractorAdapter) is no press."""
         if event.button() in _BUTTONS:
-            self._tell(event, event.position(), f"{_BUTTONS[event.button()]}PressEvent", repeat=1)
+            self._tell(event, event.position(), f"{_BUTTONS[event.button()]}DoubleClickEvent", repeat=1)
 
     def mouseReleaseEvent(self, event: QtGui.QMouseEvent) -> None:
         """Hand a release on."""

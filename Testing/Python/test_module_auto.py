@@ -1,0 +1,99 @@
+"""A finished case is kept in the support library by one button, and the next volume is segmented like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from module_window import Window, liver, window
+from slicer_window import a_host, host_or_skip, one_host
+
+host_or_skip()
+__all__ = ["a_host", "liver", "one_host", "window"]
+
+
+@pytest.fixture(autouse=True)
+def an_empty_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A support library of the test's own."""
+    monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path / "supports"))
+
+
+def check_only(window: Window, *names: str) -> None:
+    import qt
+
+    for row in range(window.ui.classList.count):
+        item = window.ui.classList.item(row)
+        item.setCheckState(qt.Qt.Checked if item.text() in names else qt.Qt.Unchecked)
+
+
+def finished_case(window: Window, mask: np.ndarray, name: str) -> None:
+    """Segment something by hand and name it."""
+    import slicer
+
+    window.host.user.press(window.ui.positiveButton)
+    window.host.user.press(window.ui.positiveButton)
+    segment_id = window.segment("Segment_1")
+    window.segmentation.GetSegmentation().GetSegment(segment_id).SetName(name)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(
+        mask.astype(np.uint8), window.segmentation, segment_id, window.volume
+    )
+
+
+def test_a_finished_case_is_kept_and_the_next_volume_is_segmented_like_it(window: Window, a_phantom) -> None:
+    import slicer
+
+    truth = a_phantom.labels == a_phantom.names["liver"]
+    finished_case(window, truth, "my organ")
+    assert "my organ" not in window.panel.class_names()
+    window.ui.resultsCollapsibleButton.collapsed = False
+    window.host.process_events()
+    window.host.user.press(window.ui.supportButton)
+    window.settle()
+    assert window.ui.statusLabel.text == "CT is in the support library now, with my organ."
+    assert "my organ" in window.panel.class_names()
+
+    other = slicer.util.addVolumeFromArray(np.array(window.ct.array), window.ct.ijk_to_ras, "next patient")
+    window.widget.logic.getParameterNode().volume = other
+    window.widget.logic.getParameterNode().segmentation = None
+    window.settle()
+    check_only(window, "my organ")
+    assert window.ui.autoLabel.text.startswith("Looks for my organ like in CT.")
+    window.host.user.press(window.ui.autoButton)
+    window.settle()
+    assert window.ui.statusLabel.text == "Found my organ."
+    window.volume = other
+    found = window.mask("my organ")
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.3
+    window.host.user.press(window.ui.undoButton)
+    window.settle()
+    assert not window.segment("my organ") or not window.mask("my organ").any()
+
+
+def test_the_button_says_beforehand_what_it_does_and_does_nothing_without_a_class(window: Window) -> None:
+    window.settle()
+    known = window.panel.class_names()
+    check_only(window, *known)
+    assert all(name in window.ui.autoLabel.text for name in known)
+    check_only(window)
+    assert window.ui.autoLabel.text == "Check at least one class."
+    assert not window.ui.autoButton.enabled
+
+
+def test_a_case_of_the_same_name_and_one_that_slicer_has_numbered_are_kept_beside_the_first(window: Window) -> None:
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    finished_case(window, np.ones(window.ct.shape_kji, bool), "everything")
+    window.volume.SetName("4: Abdomen / portal venous")
+    for _ in range(2):
+        window.panel.add_to_support_library()
+        window.settle()
+    names = [entry.name for entry in SupportLibrary().entries()]
+    assert names == ["4- Abdomen - portal venous", "4- Abdomen - portal venous 2"]
+
+
+def test_an_empty_segmentation_is_refused_in_a_sentence(window: Window) -> None:
+    window.host.user.press(window.ui.positiveButton)
+    window.panel.add_to_support_library()
+    window.settle()
+    assert "has no segment with voxels" in window.ui.statusLabel.text
