@@ -18,9 +18,6 @@ LEAST_SIDE_MM = 200.0
 phantoms: 0.43 and 0.67 with 60 mm, 0.52 and 0.77 with 160 mm, 0.56 and 0.79 with 200 mm."""
 WHOLE_FROM = 0.8
 """A crop of this share of the whole slice gains nothing."""
-LARGE, ZOOM_OUT = 0.44, 2.0
-"""From this share of the whole slice on, an object is seen through a view this many times larger than the slice: `mini`
-hardly knows objects that fill its view."""
 MARGIN = 0.06
 """A mask nearer to the crop's edge than this share of its side has outgrown it."""
 
@@ -38,16 +35,12 @@ class Focus:
         self.shape, self.spacing_mm = shape, spacing_mm
         self.whole = whole_slice(shape, spacing_mm)
         self._whole_side_mm = max(shape[0] * spacing_mm[0], shape[1] * spacing_mm[1])
-        centre = ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
-        self.zoomed_out = square_around(centre, ZOOM_OUT * self._whole_side_mm, spacing_mm)
 
     def around(self, low: tuple[float, float], high: tuple[float, float], least_mm: float = LEAST_SIDE_MM) -> View:
         """Choose the view for an object between two corners (row, column), both included."""
         centre = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2)
         extent_mm = max((b - a + 1) * s for a, b, s in zip(low, high, self.spacing_mm, strict=True))
         side_mm = max(least_mm, ROOM * extent_mm)
-        if extent_mm >= LARGE * self._whole_side_mm:
-            return self.zoomed_out
         if side_mm >= WHOLE_FROM * self._whole_side_mm:
             return self.whole
         return square_around(centre, side_mm, self.spacing_mm)
@@ -60,7 +53,7 @@ class Focus:
 
     def outgrown(self, mask: np.ndarray, view: View) -> bool:
         """Tell whether a mask comes close to an edge of its view beyond which the slice goes on."""
-        if view in (self.whole, self.zoomed_out) or not mask.any():
+        if view == self.whole or not mask.any():
             return False
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         for first, last, start, length, count in (

@@ -20,9 +20,6 @@ class EngineOptions:
         SAM2's own predictor.
     meet_between : between two prompted slices, masks come from both and are fused. Otherwise from the lower one only.
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
-    correction_reach : a correction that is this many of the mask's own widths away counts for 1/e, and what was there
-        before for the rest. 0 has it count fully everywhere.
-    local_clicks : a click changes the region of its slice that it points at, and leaves the rest as it was.
     refines : the model's refiner, if it has one, pulls every mask to the edges of the image.
     whole_voxels : a box reaches to the far edges of its outermost voxels, not to their centres.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
@@ -41,8 +38,6 @@ class EngineOptions:
     both_directions: bool = True
     meet_between: bool = True
     only_changed: bool = True
-    correction_reach: float = 1.0
-    local_clicks: bool = True
     refines: bool = True
     whole_voxels: bool = True
     drawn_prompts: bool | None = None
@@ -66,8 +61,6 @@ class EngineOptions:
             both_directions=both_directions,
             meet_between=False,
             only_changed=False,
-            correction_reach=0.0,
-            local_clicks=False,
             refines=False,
             whole_voxels=False,
             drawn_prompts=False,

@@ -19,8 +19,9 @@ from SAM2AssistLib.engine.stopping import StopJudge
 from SAM2AssistLib.engine.tracker import Lane, Visit
 from SAM2AssistLib.prompting.dense import LOGIT_LIMIT
 
-BACKED_REACH_MM = 10.0
-"""Corrections reach no farther into what Auto-Segment has found, too, and not propagation alone."""
+CORRECTION_REACH_MM = 10.0
+"""How far a correction reaches into what Auto-Segment, and not propagation alone, has found. After boxes and clicks it
+reaches as far as it goes: on training cases that was better (Dice after three clicks 0.81, against 0.80)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Job:
         self.seen[visit.index] = state
         earlier = self._earlier(visit.index)
         if earlier is not None:
-            state = replace(self._fused(state, earlier, 1 - self._heard(visit.index, earlier)), backed=earlier.backed)
+            state = replace(self._fused(state, earlier, 1 - self._heard(visit.index)), backed=True)
             mask = self.plane.tracker.mask_of(state)
         self.found[visit.index] = state
         for states in (self.seen, self.found):
@@ -160,11 +161,9 @@ class Job:
         self.recorder.write(self.plane.axis, visit.index, mask)
 
     def _earlier(self, index: int) -> SliceState | None:
-        """Return what an earlier propagation has left on a slice, if it may have its say."""
-        findings = self.recorder.record.findings
-        if not self._corrected or findings.mistrusted or self.options.correction_reach <= 0:
-            return None
-        return findings.states.get(index)
+        """Return what was found on a slice before, where others than the tracker had a part in it."""
+        state = self.recorder.record.findings.states.get(index)
+        return state if state is not None and state.backed and self._corrected else None
 
     @cached_property
     def _corrected(self) -> tuple[int, ...]:
@@ -172,19 +171,13 @@ class Job:
         findings = self.recorder.record.findings
         return tuple(k for k in findings.conditioning if k in findings.stale)
 
-    def _heard(self, index: int, earlier: SliceState) -> float:
-        """Tell how much a slice is to heed the corrections: fully beside one, less and less farther away.
+    def _heard(self, index: int) -> float:
+        """Tell how much a slice that others had a part in is to heed the corrections: less and less farther away.
 
-        A user who clicks means this place. What the tracker makes of it far away is no better than what was there, and
-        where Auto-Segment or other prompts had been there it is worse.
+        A user who clicks means this place. What the tracker makes of it far away is worse than what was there.
         """
-        nearest = min(self._corrected, key=lambda k: abs(k - index))
-        area = int(self.recorder.record.slice_of(self.plane.axis, nearest).sum())
-        row_mm, column_mm = self.plane.spacing_mm
-        reach_mm = self.options.correction_reach * math.sqrt(max(area, 1) * row_mm * column_mm)
-        if earlier.backed:
-            reach_mm = min(reach_mm, BACKED_REACH_MM)
-        return math.exp(-(abs(index - nearest) - 1) * self.plane.distance_mm / reach_mm)
+        nearest = min(abs(k - index) for k in self._corrected)
+        return math.exp(-(nearest - 1) * self.plane.distance_mm / CORRECTION_REACH_MM)
 
     def _fused(self, lower: SliceState, upper: SliceState, share: float) -> SliceState:
         """Weigh two opinions of a slice, ``share`` that of the upper one; where they disagree, confidence falls.
@@ -227,8 +220,7 @@ class Job:
                 states.pop(index, None)
                 self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale
-        mistrusted = findings.mistrusted and not finished
-        record.findings = replace(findings, states=states, stale=stale, mistrusted=mistrusted)
+        record.findings = replace(findings, states=states, stale=stale)
 
 
 class Propagation:

@@ -74,7 +74,6 @@ class Findings:
     bases : by prompted slice, the state it had before its first prompt (None if it had none).
     stale : slices whose neighbourhood has to be propagated again, because a prompt on them came, went or changed, or
         because 3D boxes now let the propagation go there (beyond the volume, where they bound it no longer).
-    mistrusted : whether a prompt went since the last propagation; what it has left behind is not relied on.
     """
 
     axis: int | None = None
@@ -82,7 +81,6 @@ class Findings:
     states: dict[int, SliceState] = field(default_factory=dict)
     bases: dict[int, SliceState | None] = field(default_factory=dict)
     stale: frozenset[int] = frozenset()
-    mistrusted: bool = False
 
     def on(self, index: int) -> tuple[PlacedPrompt, ...]:
         """Prompts on a slice, in order."""

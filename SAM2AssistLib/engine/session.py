@@ -308,7 +308,7 @@ class Session(SelfPromptedSession):
                 for k in old.states:
                     recorder.clear(axis, k)
                 return
-            new = replace(old, prompts=left, mistrusted=True).outdated(old, index)
+            new = replace(old, prompts=left).outdated(old, index)
             state = self._plane(axis).decode_all(new, index)
             if not new.on(index):
                 new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})

@@ -76,6 +76,7 @@ class Assistant:
         self._loader = loader
         self._engine: tuple[EngineChoice, Engine] | None = None
         self._opened: dict[tuple[str, str], _Opened] = {}
+        self._orphans: list[str] = []
         self._observations = self._observe_scene()
 
     def close(self) -> None:
@@ -133,23 +134,33 @@ class Assistant:
     def pump(self, seconds: float = 0.02) -> bool:
         """Deliver what the engine has found; called from a timer. Returns whether there is more to wait for."""
         self.worker.pump(seconds)
-        for workspace in self.workspaces:
-            workspace.flush()
+        self._flush()
         return self.worker.busy
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Deliver until all is done, for scripts and tests; returns whether that came to pass."""
         done = self.worker.wait(seconds)
-        for workspace in self.workspaces:
-            workspace.flush()
+        self._flush()
         return done
 
     def close_workspaces(self) -> None:
         """Close all workspaces, as when the scene is closed."""
+        self._orphans.clear()
         for key in list(self._opened):
             self._close(key)
 
     # Inside
+
+    def _flush(self) -> None:
+        """Let workspaces show what has come, and remove prompts whose volume or segmentation has been deleted.
+
+        Not while the scene tells of the deletion: the views would keep a picture of them.
+        """
+        orphans, self._orphans = self._orphans, []
+        for node in filter(None, map(self.scene.GetNodeByID, orphans)):
+            self.scene.RemoveNode(node)
+        for workspace in self.workspaces:
+            workspace.flush()
 
     def _close(self, key: tuple[str, str]) -> None:
         opened = self._opened.pop(key, None)
@@ -166,6 +177,7 @@ class Assistant:
 
     def _node_removed(self, node: Any) -> None:
         for key in [key for key in self._opened if node.GetID() in key]:
+            self._orphans += [prompt.GetID() for prompt in self._opened[key].workspace.prompts.observed_nodes]
             self._close(key)
         for workspace in self.workspaces:
             workspace.prompts.node_removed(node)

@@ -65,6 +65,11 @@ class PromptNodes:
 
     # Nodes
 
+    @property
+    def observed_nodes(self) -> list[Any]:
+        """The prompt nodes that are listened to, also after what they belong to has left the scene."""
+        return [observed.node for observed in self._observed.values()]
+
     def nodes(self, segment_id: str | None = None) -> list[Any]:
         """List the prompt nodes, of one segment or of all."""
         count = self.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")

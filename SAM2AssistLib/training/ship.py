@@ -24,8 +24,8 @@ LIMITS = (
     "Most abdominal structures it has seen are procedural phantoms, one CT with automatic labels, and two with labels "
     "grown from hand-placed seeds.",
     "The trainer changed between the stages of this edition (clip sampling, loss of absent objects, shaken masks, "
-    "labels grown from seeds, the refiner from the fifth stage on; mixed was stopped at 2000 of 2800 planned steps), "
-    "so the command makes similar weights, not the same.",
+    "labels grown from seeds, the refiner from the fifth stage on; mixed was stopped at 2000 of 2800 planned steps, "
+    "and Muon had half its rate in the first 100 steps of long), so the command makes similar weights, not the same.",
     "Axial slices are what it has seen most; slices more than 9 mm apart were never shown.",
 )
 

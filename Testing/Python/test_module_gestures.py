@@ -135,7 +135,9 @@ def test_a_scene_that_names_a_model_which_is_not_here_is_shown_as_it_is(window: 
     assert parameters.model == window.panel.assistant.choice.model == "mini"
 
 
-def test_after_the_segmentation_is_deleted_nothing_waits_for_it(window: Window, liver: np.ndarray) -> None:
+def test_a_segmentation_that_is_deleted_takes_its_prompts_along_and_nothing_waits_for_it(
+    window: Window, liver: np.ndarray
+) -> None:
     import slicer
 
     window.host.user.press(window.ui.positiveButton)
@@ -144,6 +146,7 @@ def test_after_the_segmentation_is_deleted_nothing_waits_for_it(window: Window, 
     slicer.mrmlScene.RemoveNode(window.segmentation)
     window.settle()
     assert not window.panel.busy()
+    assert not slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")
     assert not window.ui.cancelButton.visible
     assert not window.ui.undoButton.enabled
     window.host.user.press(window.ui.positiveButton)

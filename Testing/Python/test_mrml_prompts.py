@@ -37,6 +37,9 @@ def test_prompts_are_named_after_their_segment_and_lie_in_one_folder(desk: Desk)
         for node in desk.workspace.prompts.nodes(desk.segment)
     }
     assert folders == {f"{FOLDER} (S)"}
+    desk.scene.RemoveNode(desk.segmentation)
+    desk.assistant.pump()
+    assert not desk.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")
 
 
 def test_a_dragged_point_is_the_same_as_one_that_was_placed_there(desk: Desk) -> None:  # noqa: F811

@@ -18,10 +18,9 @@ from SAM2AssistLib.prompts import SegmentPrompts, write_prompt_file
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SARCOMAS = ("sts_005", "sts_015", "sts_025", "sts_033", "sts_041", "sts_050")
-WANTED_DICE = {"liver": 0.85, "spleen": 0.85, "aorta": 0.75}
-"""What one box on the middle slice is to give. The second edition of ``mini`` does not reach it for the spleen."""
-LEAST_DICE = {"liver": 0.87, "spleen": 0.77, "aorta": 0.84}
-"""Below what the second edition was measured at, so that a change which makes it worse is seen."""
+LEAST_DICE = {"liver": 0.90, "spleen": 0.86, "aorta": 0.87}
+"""From one box; below what the weights were measured at (0.94, 0.90, 0.91), so that a change for the worse is seen. What
+is wanted of them is 0.85, 0.85 and 0.75."""
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real CTs (../shared/data) are not here")
 
@@ -54,25 +53,9 @@ def organ_dice(segmented, organ: str) -> float:
     return dice(found, reference(case, organ))
 
 
-@pytest.mark.parametrize("organ", WANTED_DICE)
-def test_one_box_on_the_middle_slice_segments_an_organ_as_well_as_measured(
-    an_abdomen_segmented_on_the_command_line, organ
-):
+@pytest.mark.parametrize("organ", LEAST_DICE)
+def test_one_box_on_the_middle_slice_segments_an_organ(an_abdomen_segmented_on_the_command_line, organ):
     assert organ_dice(an_abdomen_segmented_on_the_command_line, organ) >= LEAST_DICE[organ]
-
-
-@pytest.mark.parametrize(
-    "organ",
-    [
-        "liver",
-        pytest.param("spleen", marks=pytest.mark.xfail(reason="the second edition of the weights reaches 0.80")),
-        "aorta",
-    ],
-)
-def test_one_box_on_the_middle_slice_segments_an_organ_as_well_as_wanted(
-    an_abdomen_segmented_on_the_command_line, organ
-):
-    assert organ_dice(an_abdomen_segmented_on_the_command_line, organ) >= WANTED_DICE[organ]
 
 
 def test_slicer_loads_the_result_with_the_cts_geometry_and_equal_voxels(an_abdomen_segmented_on_the_command_line):
@@ -137,6 +120,5 @@ def test_three_clicks_do_not_make_the_sarcomas_worse(sarcoma_dice):
     assert sarcoma_dice[:, 3].mean() >= sarcoma_dice[:, 0].mean(), sarcoma_dice
 
 
-@pytest.mark.xfail(reason="the second edition of the embedded weights reaches 0.79")
 def test_sarcomas_of_patients_never_seen_reach_080_after_three_clicks(sarcoma_dice):
     assert sarcoma_dice[:, 3].mean() >= 0.80, sarcoma_dice

@@ -144,17 +144,10 @@ def automatic(host: Any, widget: Any, case: Case) -> None:
     settle(host, widget)
 
 
-def begin_anew(host: Any, widget: Any) -> None:
-    """Go on without what Auto-Segment has made."""
-    import slicer
-
-    slicer.mrmlScene.RemoveNode(widget.panel.segmentation_node)
-    settle(host, widget)
-
-
 def box_on_a_slice(host: Any, widget: Any, case: Case) -> None:
     """A box around the spleen on one slice, carried through the others."""
-    begin_anew(host, widget)
+    widget.updateSetup()
+    settle(host, widget)
     draw_box(host, widget, case, "spleen")
     name_segment(widget, "spleen", (157 / 255, 108 / 255, 162 / 255))
     settle(host, widget)
@@ -194,12 +187,11 @@ def name_segment(widget: Any, name: str, color: tuple[float, float, float]) -> N
     segment.SetColor(*color)
 
 
-PICTURES: dict[str, Callable[[Any, Any, Case], None]] = {
-    "module-first-run.png": first_run,
-    "module-auto.png": automatic,
-    "module-box.png": box_on_a_slice,
-    "module-3d.png": second_structure,
-}
+PICTURES: tuple[dict[str, Callable[[Any, Any, Case], None]], ...] = (
+    {"module-first-run.png": first_run, "module-auto.png": automatic},
+    {"module-box.png": box_on_a_slice, "module-3d.png": second_structure},
+)
+"""Each group begins with a scene of its own."""
 
 
 def main() -> None:
@@ -214,16 +206,17 @@ def main() -> None:
     from slicer_host import open_host
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with open_host() as host:
-        host.show(*SIZE)
-        case = ct_case(arguments.ct, arguments.labels) if arguments.ct is not None else phantom_case()
-        widget = prepare(host, case)
-        for name, arrange in PICTURES.items():
-            arrange(host, widget, case)
-            host.window.grab().save(str(arguments.out / name))
-            print(arguments.out / name)
-        if host.unhandled:
-            raise SystemExit(f"{len(host.unhandled)} exceptions reached the console; see above")
+    for pictures in PICTURES:
+        with open_host() as host:
+            host.show(*SIZE)
+            case = ct_case(arguments.ct, arguments.labels) if arguments.ct is not None else phantom_case()
+            widget = prepare(host, case)
+            for name, arrange in pictures.items():
+                arrange(host, widget, case)
+                host.window.grab().save(str(arguments.out / name))
+                print(arguments.out / name)
+            if host.unhandled:
+                raise SystemExit(f"{len(host.unhandled)} exceptions reached the console; see above")
 
 
 if __name__ == "__main__":
