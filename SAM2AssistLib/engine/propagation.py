@@ -171,6 +171,15 @@ class Job:
         findings = self.recorder.record.findings
         return tuple(k for k in findings.conditioning if k in findings.stale)
 
+    def _kept(self) -> set[int]:
+        """Slices that lanes have not reached, but that others had a part in.
+
+        Where no lane set out, the user has emptied the slice before them.
+        """
+        ways = [sorted((lane.start, lane.last)) for lane in self.lanes]
+        states = self.recorder.record.findings.states
+        return {k for k in states if self._earlier(k) is not None and any(low <= k <= high for low, high in ways)}
+
     def _heard(self, index: int) -> float:
         """Tell how much a slice that others had a part in is to heed the corrections: less and less farther away.
 
@@ -216,7 +225,7 @@ class Job:
         if finished:
             first, last = findings.limits or (0, self.plane.slices - 1)
             beyond = {k for g in self.gaps for k in g.slices()} | {k for k in states if not first <= k <= last}
-            for index in beyond - set(self.found) - set(findings.conditioning):
+            for index in beyond - set(self.found) - set(findings.conditioning) - self._kept():
                 states.pop(index, None)
                 self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale

@@ -48,7 +48,8 @@ def ship(run: Path, metrics: Path | None) -> Path:
     state = {name: tensor.to(torch.float16) for name, tensor in load_file(run / f"{STAGES[-1]}.safetensors").items()}
     # In one step as far as can be: weights with the card of another run would be refused.
     with atomic_paths(weights, store.card_path(spec)) as (weights_part, card_part):
-        save_file(state, weights_part, metadata={"format": "pt", "model": spec.name})
+        # One entry only: their order is not fixed, and equal weights are to have equal hashes.
+        save_file(state, weights_part, metadata={"format": "pt"})
         weights_part.chmod(0o644)  # safetensors makes files that only their owner can read
         card_part.write_text(json.dumps(_card(spec, weights_part, run, metrics), indent=1) + "\n", encoding="utf-8")
     return weights

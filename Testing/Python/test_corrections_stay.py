@@ -28,21 +28,34 @@ def columns():
         yield session, segment, column
 
 
-def edit(session, segment, index: int, mask: np.ndarray) -> None:
+@pytest.fixture
+def backed(columns):
+    """The same after somebody else has told where the column is, as Auto-Segment's maps do."""
+    session, segment, column = columns
+    logits = torch.from_numpy(np.where(column, 4.0, -4.0))[16:80, 16:80]
+    opinion = SliceOpinion(View(16, 16, 64, 64), logits)
+    session.blend(segment, {k: opinion for k in range(31) if k != 15}, 0.7)
+    return session, segment, session.mask(segment)
+
+
+def edit(session, segment, index: int, mask: np.ndarray) -> np.ndarray:
     session.add_mask(segment, index, mask)
     list(session.propagate())
+    return session.mask(segment)
 
 
-def test_what_is_found_with_an_opinion_from_outside_is_changed_near_a_correction_only(columns) -> None:
-    session, segment, column = columns
-    edited = column & (np.arange(96) < 44)
-    logits = torch.from_numpy(np.where(column, 4.0, -4.0))[16:80, 16:80]
-    view = View(16, 16, 64, 64)
-    session.blend(segment, {k: SliceOpinion(view, logits) for k in range(31) if k != 15}, 0.7)
-    before = session.mask(segment)
-    edit(session, segment, 18, edited)
-    after = session.mask(segment)
+def test_a_correction_that_leads_nowhere_changes_its_own_slice_and_nothing_far(backed) -> None:
+    session, segment, before = backed
+    edited = np.zeros((96, 96), bool)
+    edited[40:50, 62:72] = True
+    after = edit(session, segment, 18, edited)
     np.testing.assert_array_equal(after[18], edited)
-    assert dice(after[19], before[19]) < 0.9
-    assert all(dice(after[k], before[k]) > 0.95 for k in range(26, 31))
-    assert all(dice(after[k], before[k]) > 0.95 for k in range(16))
+    assert all(dice(after[k], before[k]) > 0.95 for k in (*range(15), *range(24, 31)))
+
+
+def test_beyond_a_slice_that_was_emptied_there_is_nothing(backed) -> None:
+    session, segment, before = backed
+    after = edit(session, segment, 22, np.zeros((96, 96), bool))
+    assert before[23:].any(axis=(1, 2)).all()
+    assert not after[22:].any()
+    assert all(dice(after[k], before[k]) > 0.9 for k in range(20))

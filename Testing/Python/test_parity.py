@@ -86,9 +86,8 @@ def upstream_masks(predictor, state, count: int, *, reverse_state=None) -> np.nd
 
 
 def assert_parity(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """IoU of 0.99 on every slice; where a mask has fewer than 100 pixels, one that rounding has tipped is let pass."""
-    for iou, our, their in zip(ious(ours, theirs), ours, theirs, strict=True):
-        assert iou >= 0.99 or (our ^ their).sum() <= 1, (iou, int(our.sum()), int(their.sum()))
+    assert theirs.any(axis=(1, 2)).sum() > 3
+    assert min(ious(ours, theirs)) >= 0.99
 
 
 def ious(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
@@ -115,6 +114,8 @@ def place_click(session, segment, volume, xy, k, positive=True):
 
 
 def organ(phantom, *names):
+    # The prompts here are tokens alone, as upstream takes them, while `mini` was trained with drawn ones, too. Ribs are
+    # what it finds all the same; of an empty or tiny mask parity would say nothing.
     return next(phantom.labels == phantom.names[n] for n in names if n in phantom.names)
 
 
@@ -136,7 +137,7 @@ def middle_of(mask: np.ndarray) -> int:
 
 
 def test_a_box_gives_upstreams_mask_and_propagates_like_upstream_in_both_directions(a_phantom, weights, upstream):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     k = middle_of(truth)
     box = box_of(truth[k])
     state = upstream_state(upstream, volume)
@@ -147,13 +148,12 @@ def test_a_box_gives_upstreams_mask_and_propagates_like_upstream_in_both_directi
         ours_at_once = place_box(session, segment, volume, box, k)
         run(session)
         ours = session.mask(segment)
-    assert theirs.any(axis=(1, 2)).sum() > 3
     assert ious([ours_at_once], [at_once[0, 0].numpy() > 0])[0] >= 0.99
     assert_parity(ours, theirs)
 
 
 def test_a_box_and_clicks_on_two_slices_propagate_like_upstream(a_phantom, weights, upstream):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     present = np.flatnonzero(truth.sum(axis=(1, 2)) > 50)
     low, high = int(present[len(present) // 4]), int(present[3 * len(present) // 4])
     assert high - low >= 2
@@ -178,7 +178,7 @@ def test_a_box_and_clicks_on_two_slices_propagate_like_upstream(a_phantom, weigh
 
 
 def test_a_correction_after_a_propagation_and_the_next_propagation_are_upstreams(a_phantom, weights, upstream):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     k = middle_of(truth)
     later = min(k + 3, SLICES - 1)
     box, click = box_of(truth[k]), (SIZE // 2, SIZE // 2)
@@ -201,7 +201,7 @@ def test_a_correction_after_a_propagation_and_the_next_propagation_are_upstreams
 
 
 def test_an_edited_mask_is_a_memory_as_upstreams_mask_prompt(a_phantom, weights, upstream):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     k = middle_of(truth)
     state = upstream_state(upstream, volume)
     upstream.add_new_mask(state, k, 1, torch.from_numpy(truth[k]))
@@ -216,7 +216,7 @@ def test_an_edited_mask_is_a_memory_as_upstreams_mask_prompt(a_phantom, weights,
 
 
 def test_both_directions_in_one_batch_equal_upstream_with_a_fresh_state_for_each(a_phantom, weights, upstream):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     k = middle_of(truth)
     box = box_of(truth[k])
     states = [upstream_state(upstream, volume) for _ in range(2)]
@@ -233,7 +233,7 @@ def test_both_directions_in_one_batch_equal_upstream_with_a_fresh_state_for_each
 
 def test_two_segments_in_one_batch_are_what_each_is_alone(a_phantom, weights):
     volume = a_phantom.volume
-    one, two = organ(a_phantom, "liver", "spleen"), organ(a_phantom, "vertebrae", "aorta")
+    one, two = organ(a_phantom, "ribs"), organ(a_phantom, "lung_left")
     k_one, k_two = middle_of(one), middle_of(two)
     together, alone = [], []
     with our_session(weights, volume, both_directions=True) as session:
@@ -273,7 +273,7 @@ def with_fault(fault: str):
     "fault", ["the nearest memory is dropped", "the order is reversed", "the object pointers are lost"]
 )
 def test_a_fault_in_the_memories_shows_as_a_difference_from_upstream(a_phantom, weights, upstream, monkeypatch, fault):
-    volume, truth = a_phantom.volume, organ(a_phantom, "liver", "spleen")
+    volume, truth = a_phantom.volume, organ(a_phantom, "ribs")
     k = middle_of(truth)
     state = upstream_state(upstream, volume)
     upstream.add_new_points_or_box(state, k, 1, box=box_of(truth[k]))

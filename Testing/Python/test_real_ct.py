@@ -19,7 +19,7 @@ from SAM2AssistLib.prompts import SegmentPrompts, write_prompt_file
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SARCOMAS = ("sts_005", "sts_015", "sts_025", "sts_033", "sts_041", "sts_050")
 LEAST_DICE = {"liver": 0.90, "spleen": 0.86, "aorta": 0.87}
-"""From one box; below what the weights were measured at (0.94, 0.90, 0.91), so that a change for the worse is seen. What
+"""From one box; below what was measured (0.94, 0.90, 0.91), so that a change for the worse is seen. What
 is wanted of them is 0.85, 0.85 and 0.75."""
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real CTs (../shared/data) are not here")
