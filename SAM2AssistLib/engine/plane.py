@@ -12,6 +12,7 @@ import torch
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
+from SAM2AssistLib.engine.local_clicks import merged_around
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -158,7 +159,18 @@ class Plane:
             if better is None:
                 break
             view = better
-        return state
+        if previous is None or not previous.backed or prompts[-1].is_box:
+            return state
+        return self._merged(previous, state, prompts[-1].points)
+
+    def _merged(self, previous: SliceState, state: SliceState, click: np.ndarray) -> SliceState:
+        """Keep what a click does not point at, of a mask that more than the network has made."""
+        if not (previous.shows and state.shows):
+            return state
+        after = state.logits.float()
+        x, y = state.view.to_input(click, len(after))[0]
+        logits = merged_around(self.network.carried(previous, state.view), after, (float(y), float(x)))
+        return replace(state, logits=logits.to(state.logits.dtype), backed=True)
 
     @staticmethod
     def _nearest_shown(findings: Findings, index: int) -> SliceState | None:
