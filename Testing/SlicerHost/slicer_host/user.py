@@ -144,11 +144,18 @@ class User:
         while not condition():
             if time.monotonic() > end:
                 raise AssertionError(f"It was not so within {seconds} s: {getattr(condition, '__name__', condition)}")
-            QtTest.QTest.qWait(5)
+            self._rest()
 
     def wait(self, seconds: float) -> None:
         """Let the event loop run for a while."""
-        QtTest.QTest.qWait(round(1000 * seconds))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._rest()
+
+    def _rest(self) -> None:
+        # QTest's own waiting sleeps with Python's lock in its hand, so that the engine's thread would hardly get on.
+        self._host.process_events()
+        time.sleep(0.002)
 
     @contextmanager
     def heartbeat(self, interval_ms: int = 5) -> Iterator[Heartbeat]:
