@@ -134,6 +134,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def cleanup(self):
         """Let go of everything when the application quits or the module is reloaded."""
+        self.removeShortcuts()
         self.deliveryTimer.stop()
         self.setParameterNode(None)
         self.removeObservers()

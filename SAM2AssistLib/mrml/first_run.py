@@ -96,7 +96,7 @@ def install(requirements_file: Path, wheel_folder: str = "") -> None:
     with _constraints() as constraints:
         source = f"--no-index --find-links {_quoted(wheel_folder)}" if wheel_folder else ""
         if "torch" in needed:
-            _install_torch(needed.pop("torch"), source)
+            _install_torch(needed.pop("torch"), source, constraints)
         sam2 = needed.pop("sam2", None)
         if needed and source:
             slicer.packaging.pip_install(f"{' '.join(needed.values())} {source}", constraints=constraints)
@@ -123,11 +123,11 @@ def place_weights(folder: Path) -> list[str]:
     return [spec.name for spec in found]
 
 
-def _install_torch(requirement: str, source: str) -> None:
+def _install_torch(requirement: str, source: str, constraints: Path) -> None:
     import slicer.packaging
 
     if source:
-        slicer.packaging.pip_install(f"{requirement} {source}")
+        slicer.packaging.pip_install(f"{requirement} {source}", constraints=constraints)
         return
     try:
         import PyTorchUtils  # type: ignore[import-not-found]

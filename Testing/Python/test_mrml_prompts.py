@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,7 @@ def test_a_closed_surface_that_was_shown_stays_while_slices_come_in_and_is_there
     desk.workspace.add_prompt(desk.segment, point(desk.ct, (3, 32, 44)))
     while desk.assistant.pump(0.0):
         assert desk.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
+        time.sleep(0.002)
     assert desk.segmentation.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
@@ -174,7 +176,7 @@ def test_what_a_prediction_writes_is_told_to_the_views_once_for_every_delivery(d
     desk.workspace.auto_propagate = False
     desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
     while desk.assistant.pump():
-        pass
+        time.sleep(0.002)
     segmentation.RemoveObserver(tag)
     assert 1 <= len(told) <= 3
 
