@@ -59,8 +59,8 @@ CLASSES = (
     "small_bowel",
 )
 LIMITS = (
-    "Trained on procedural phantoms and very few CTs with automatic labels: a proposal to be corrected, not a finding. "
-    "For research; not a medical device.",
+    "Trained on procedural phantoms and very few CTs, their labels automatic or grown from seeds: a proposal to be "
+    "corrected, not a finding. For research; not a medical device.",
     "The calibration is on phantoms; on patients, the share of organs that are missed or invented is higher.",
 )
 REFILL = 16

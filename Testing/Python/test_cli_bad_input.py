@@ -337,6 +337,22 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_result(
     assert contents(place) == before
 
 
+def test_a_place_that_may_not_be_written_to_leaves_the_old_result(
+    place: Path, capfd: pytest.CaptureFixture[str], an_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
+
+    def forbidden(path: str, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.replace", forbidden)
+    before = contents(place)
+    outcome = run(capfd, *arguments(place))
+    assert outcome.code == 2
+    assert "Permission denied" in outcome.err.splitlines()[-1]
+    assert contents(place) == before
+
+
 # ------------------------------------------------------------------------------------------ the script, as installed
 
 
