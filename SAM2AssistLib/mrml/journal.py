@@ -7,7 +7,7 @@ equal if their bytes are.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,29 +139,30 @@ class Journal:
 
         That is how an undo in the Segment Editor is recognised.
         """
-        then = {segment_id: mask.copy() for segment_id, mask in known.items()}
-        for count, step in enumerate(reversed(self.done), 1):
-            for entry in step.changed:
-                mask = then.get(entry.segment_id)
-                if mask is None or mask.axis != entry.axis:
-                    return 0
-                mask.put(entry.index, entry.before)
-            if step.changed and _equal(then, found):
-                return count
-        return 0
+        return _count_to(self.done, known, found, lambda entry: entry.before)
 
     def forward_to(self, known: dict[str, KnownMask], found: dict[str, KnownMask]) -> int:
         """Tell how many undone steps ahead the segments were as they have been found now; 0 if they never were."""
-        then = {segment_id: mask.copy() for segment_id, mask in known.items()}
-        for count, step in enumerate(reversed(self.undone), 1):
-            for entry in step.changed:
-                mask = then.get(entry.segment_id)
-                if mask is None or mask.axis != entry.axis:
-                    return 0
-                mask.put(entry.index, entry.after)
-            if step.changed and _equal(then, found):
-                return count
-        return 0
+        return _count_to(self.undone, known, found, lambda entry: entry.after)
+
+
+def _count_to(
+    steps: Sequence[Step],
+    known: dict[str, KnownMask],
+    found: dict[str, KnownMask],
+    slice_of: Callable[[Entry], bytes],
+) -> int:
+    """Count the steps, from the last one, after which the known masks are the found ones; 0 if they never are."""
+    then = {segment_id: mask.copy() for segment_id, mask in known.items()}
+    for count, step in enumerate(reversed(steps), 1):
+        for entry in step.changed:
+            mask = then.get(entry.segment_id)
+            if mask is None or mask.axis != entry.axis:
+                return 0
+            mask.put(entry.index, slice_of(entry))
+        if step.changed and _equal(then, found):
+            return count
+    return 0
 
 
 def _equal(one: dict[str, KnownMask], other: dict[str, KnownMask]) -> bool:
