@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 AIR_HU = -1000.0
+EVICTIONS_BETWEEN_TRIMS = 128
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class SliceEncoder:
         half = model.device.type == "cuda" and computes_in_bfloat16(model.device)
         self.dtype = torch.bfloat16 if half else torch.float32
         self.bytes_held = 0
-        self.encoded = 0
+        self.encoded = self.evicted = 0
         self.on_host = False
         self._cache: OrderedDict[tuple[int, View], SliceFeatures] = OrderedDict()
         self._positions: Tensor | None = None
@@ -138,12 +140,17 @@ class SliceEncoder:
 
     @property
     def room(self) -> int:
+        """How many slices are held at most; a batch is, whatever the budget."""
+        return max(self.batch, self.kept)
+
+    @property
+    def kept(self) -> int:
         """How many slices fit into the budget."""
         model = self.model
         values = 4 * model.hidden_dim * (model.image_size // model.backbone_stride) ** 2  # plain, middle and twice fine
         if self.refiner is not None:
             values += EDGE_CHANNELS * (model.image_size // 4) ** 2
-        return max(self.batch, min(self.most_slices, self.budget_bytes // (values * self.dtype.itemsize)))
+        return min(self.most_slices, self.budget_bytes // (values * self.dtype.itemsize))
 
     def holds(self, index: int, view: View) -> bool:
         """Tell whether a slice need not be encoded again."""
@@ -188,3 +195,17 @@ class SliceEncoder:
         while len(self._cache) > 1 and (self.bytes_held > self.budget_bytes or len(self._cache) > self.most_slices):
             _, oldest = self._cache.popitem(last=False)
             self.bytes_held -= oldest.size_bytes
+            self.evicted += 1
+            if self.evicted % EVICTIONS_BETWEEN_TRIMS == 0:
+                _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system, where the C library can (glibc's ``malloc_trim``).
+
+    Features come and go between tensors of other sizes; by itself the heap keeps about as much again as it holds.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

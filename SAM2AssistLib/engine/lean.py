@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from SAM2AssistLib.engine.lean_attention import LeanMemoryAttention, Precision
+from SAM2AssistLib.engine.lean_attention import LeanMemoryAttention
 from SAM2AssistLib.engine.lean_decoder import LeanDecoder
 from SAM2AssistLib.engine.lean_image import LeanImageEncoder
 from SAM2AssistLib.engine.lean_memory import LeanMemoryEncoder
 from SAM2AssistLib.engine.memory import Recall, pointer_tokens
+from SAM2AssistLib.engine.products import Precision
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

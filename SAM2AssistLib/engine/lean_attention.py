@@ -19,64 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.device import computes_in_bfloat16
+from SAM2AssistLib.engine.products import Precision, Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 SCORE_BLOCK = 1 << 18
 """Scores (float32) that a CPU core computes at once: 1 MiB, half of the second-level cache of a server core."""
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """A linear layer, in the precision it is computed in.
-
-    Attributes
-    ----------
-    weight, bias : (out, in) and (out,).
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply it; the result has the weights' type, and a sum with a float32 tensor is float32 again."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-def product(linear: torch.nn.Linear, dtype: torch.dtype, scale: float = 1.0) -> Product:
-    """Prepare a linear layer, its outputs scaled."""
-    return Product((linear.weight * scale).to(dtype), (linear.bias * scale).to(dtype))
-
-
-@dataclass(frozen=True)
-class Precision:
-    """In which types a model's products are computed at inference; what is summed up and normalised stays float32.
-
-    Attributes
-    ----------
-    most : of all but those named next.
-    robust : of feed-forward layers. In bfloat16 they cost 0.1 % of IoU against float32, and the attention itself 0.4 %
-        (`mini`, 8 objects, 32 slices).
-    """
-
-    most: torch.dtype
-    robust: torch.dtype
-
-
-EXACT = Precision(torch.float32, torch.float32)
-
-
-def precision_on(device: torch.device, *, half: bool = True) -> Precision:
-    """Choose the precision on a device.
-
-    Parameters
-    ----------
-    half : whether the model bears bfloat16 throughout; if not, a CPU computes only the robust products in it.
-    """
-    fast = torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
-    return Precision(most=fast if half or device.type != "cpu" else torch.float32, robust=fast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +56,8 @@ class LeanMemoryAttention:
     def __init__(self, model: SAM2Base, precision: Precision) -> None:
         attention = model.memory_attention
         self.norm = attention.norm
-        self.by_blocks = model.device.type == "cpu" and precision.most == torch.float32
+        self.dtype = precision.memories
+        self.by_blocks = model.device.type == "cpu" and precision.memories == torch.float32
         side = model.image_size // model.backbone_stride
         rotation = attention.layers[0].self_attn.compute_cis(end_x=side, end_y=side)
         self.rotation = rotation.to(model.device)  # (hw, C/2) complex
@@ -129,11 +79,11 @@ class LeanMemoryAttention:
         (R, hw, C).
         """
         x = tokens + 0.1 * positions
-        keys = memory + code
+        keys, memory = (memory + code).to(self.dtype), memory.to(self.dtype)
         for layer in self.layers:
             x = x + self._look_around(layer, layer.norm1(x))
             x = x + self._look_back(layer, layer.norm2(x), keys, memory, pointers)
-            x = x + layer.narrow(F.relu(layer.widen(layer.norm3(x))))
+            x = x + layer.narrow(layer.widen(layer.norm3(x), "relu"))
         return self.norm(x)
 
     def _look_around(self, layer: _Layer, x: Tensor) -> Tensor:
@@ -146,7 +96,7 @@ class LeanMemoryAttention:
         query, key = self._rotated(layer.query(x)), self._rotated(layer.key(keys), pointers)
         if self.by_blocks:
             return layer.value_out(_attended(query, key, memory))
-        # The fused kernels of accelerators want values as wide as keys.
+        # The fused kernels want values as wide as keys.
         value = layer.value(memory)
         seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
         return layer.out(seen[:, 0])
@@ -180,7 +130,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _prepared(layer: Any, precision: Precision) -> _Layer:
-    around, back, dtype = layer.self_attn, layer.cross_attn_image, precision.most
+    around, back, dtype = layer.self_attn, layer.cross_attn_image, precision.memories
     scale = 1 / math.sqrt(around.internal_dim)
     parts = [product(around.q_proj, dtype, scale), product(around.k_proj, dtype), product(around.v_proj, dtype)]
     out = back.out_proj.weight
@@ -197,6 +147,6 @@ def _prepared(layer: Any, precision: Precision) -> _Layer:
         ),
         value=product(back.v_proj, dtype),
         out=product(back.out_proj, dtype),
-        widen=product(layer.linear1, precision.robust),
-        narrow=product(layer.linear2, precision.robust),
+        widen=product(layer.linear1, dtype),
+        narrow=product(layer.linear2, dtype),
     )

@@ -11,6 +11,7 @@ What is saved over ``sam2.modeling.sam.mask_decoder``, all of it exact but for r
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import Decoded, pointer_of
-from SAM2AssistLib.engine.lean_attention import Precision, Product, product
+from SAM2AssistLib.engine.products import Precision, Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -36,7 +37,8 @@ class _Layer:
     query: Product
     out: Product
     norm2: Any
-    mlp: Any
+    widen: Product
+    narrow: Product
     norm3: Any
     image: Product
     image_places: Tensor
@@ -64,7 +66,7 @@ class LeanDecoder:
         self.tokens = torch.cat([*own, sparse[0]])[None]  # (1, T, C)
         places = model.sam_prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)  # (1, hw, C)
         self.heads = decoder.transformer.num_heads
-        dtype = precision.most
+        dtype = precision.features
         self.layers = [_layer(layer, places, dtype) for layer in decoder.transformer.layers]
         last = decoder.transformer.final_attn_token_to_image
         self.last_query, self.last_out = product(last.q_proj, dtype, _scale(last)), product(last.out_proj, dtype)
@@ -136,8 +138,8 @@ class LeanDecoder:
             key, value, back_query = (layer.image(image) + layer.image_places).chunk(3, dim=-1)
             seen = self._attend(layer.query(queries + start), key, value)
             queries = layer.norm2(queries + layer.out(seen))
-            queries = layer.norm3(queries + layer.mlp(queries))
-            seen = self._attend(back_query, layer.back_key(queries + start), layer.back_value(queries))
+            queries = layer.norm3(queries + layer.narrow(layer.widen(queries, "relu")))
+            seen = _attend_to_few(back_query, layer.back_key(queries + start), layer.back_value(queries), self.heads)
             image = layer.norm4(image + layer.back_out(seen))
         key, value = (self.last_image(image) + self.last_places).chunk(2, dim=-1)
         seen = self._attend(self.last_query(queries + start), key, value)
@@ -178,9 +180,29 @@ class LeanDecoder:
         return x.reshape(-1, 1, 4 * side, 4 * side)
 
 
+def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Attend from many tokens to a few; query (R, Q, C), already scaled, key and value (R, K, C); returns (R, Q, C).
+
+    Fused kernels work through one head after the other, of 8 numbers and 8 keys here, and take twice as long as one
+    product with all heads, each in its own block.
+    """
+    rows, few, width = key.shape
+    own = torch.eye(heads, dtype=key.dtype, device=key.device)
+    by_head = key.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # (R, heads, d, K)
+    keys = (by_head[..., None] * own[:, None, None]).reshape(rows, width, few * heads)
+    scores = torch.bmm(query, keys).view(rows, -1, few, heads)
+    most = functools.reduce(torch.maximum, scores.unbind(2))
+    shares = (scores - most[:, :, None]).exp_()
+    total = functools.reduce(torch.add, shares.unbind(2))
+    values = (value.unflatten(-1, (heads, -1))[:, :, None] * own[..., None]).reshape(rows, few * heads, width)
+    seen = torch.bmm(shares.flatten(2), values).unflatten(-1, (heads, -1))
+    return (seen / total[..., None]).flatten(2)
+
+
 def _layer(layer: Any, places: Tensor, dtype: torch.dtype) -> _Layer:
     there, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
     image, image_places = _image_side(there, places, dtype, back)
+    widen, narrow = layer.mlp.layers
     return _Layer(
         first=layer.skip_first_layer_pe,
         around=layer.self_attn,
@@ -188,7 +210,8 @@ def _layer(layer: Any, places: Tensor, dtype: torch.dtype) -> _Layer:
         query=product(there.q_proj, dtype, _scale(there)),
         out=product(there.out_proj, dtype),
         norm2=layer.norm2,
-        mlp=layer.mlp,
+        widen=product(widen, dtype),
+        narrow=product(narrow, dtype),
         norm3=layer.norm3,
         image=image,
         image_places=image_places,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.lean_attention import Product, precision_on, product
+from SAM2AssistLib.engine.products import Product, precision_on, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -87,7 +87,7 @@ class LeanImageEncoder:
 
     def __init__(self, model: SAM2Base) -> None:
         trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
-        dtype = precision_on(model.device, half=False).most
+        dtype = precision_on(model.device, half=False).features
         self.patches = trunk.patch_embed
         side = model.image_size // 4
         self.places = trunk._get_pos_embed((side, side)).clone()  # (1, H, W, C)
@@ -144,7 +144,7 @@ class LeanImageEncoder:
             shortcut = _pooled(shortcut, grid.side)
         x = shortcut + block.out(self._attended(block, block.qkv(seen), grid.side))
         grid = grid.pooled() if block.pools else grid
-        return x + block.narrow(F.gelu(block.widen(block.norm2(x)))), grid
+        return x + block.narrow(block.widen(block.norm2(x), "gelu")), grid
 
     def _attended(self, block: _Block, qkv: Tensor, side: int) -> Tensor:
         query, key, value = qkv.chunk(3, dim=-1)  # (windows, tokens, C) each

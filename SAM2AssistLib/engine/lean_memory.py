@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import to_input_size
-from SAM2AssistLib.engine.lean_attention import Precision, Product, product
+from SAM2AssistLib.engine.products import Precision, Product, pixelwise, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+
+LEAST_CHANNELS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,8 @@ class _Shrink:
     padding: Any
 
     def __call__(self, x: Tensor) -> Tensor:
+        # Channels last is what CPUs convolve fastest, and what accelerators want in bfloat16.
+        x = x.to(self.weight.dtype, memory_format=torch.channels_last)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding).float()
         deviation = (y * y).mean(dim=1, keepdim=True).add_(self.eps).rsqrt_()
         return F.gelu(torch.addcmul(self.shift, y.mul_(deviation), self.scale))
@@ -51,10 +56,10 @@ class _Block:
     narrow: Product
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x).permute(0, 2, 3, 1)
+        """Apply it to (B, h, w, C)."""
+        y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.layer_norm(y, y.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        y = self.narrow(F.gelu(self.widen(y)))
-        return x + y.permute(0, 3, 1, 2)
+        return x + self.narrow(self.widen(y, "gelu"))
 
 
 class LeanMemoryEncoder:
@@ -69,10 +74,11 @@ class LeanMemoryEncoder:
     def __init__(self, model: SAM2Base, precision: Precision) -> None:
         encoder = model.memory_encoder
         *shrinking, last = encoder.mask_downsampler.encoder
-        self.shrinks = [_shrink(*shrinking[n : n + 2]) for n in range(0, len(shrinking), 3)]
-        self.last = last
+        pairs = zip(shrinking[::3], shrinking[1::3], strict=True)
+        self.shrinks = [_shrink(conv, norm, precision.memories) for conv, norm in pairs]
+        dtype = precision.memories
+        self.last, self.own, self.out = (pixelwise(c, dtype) for c in (last, encoder.pix_feat_proj, encoder.out_proj))
         self.blocks = [_block(layer, precision) for layer in encoder.fuser.layers]
-        self.own, self.out = encoder.pix_feat_proj, encoder.out_proj
 
     def __call__(
         self,
@@ -104,20 +110,22 @@ class LeanMemoryEncoder:
         x = mask.mul_(model.sigmoid_scale_for_mem_enc).add_(model.sigmoid_bias_for_mem_enc)
         for shrink in self.shrinks:
             x = shrink(x)
-        x = self.last(x) + self.own(plain)[rows]
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.last(x.permute(0, 2, 3, 1)).float() + self.own(plain.permute(0, 2, 3, 1))[rows]
         for block in self.blocks:
             x = block(x)
-        memory = self.out(x)
+        memory = self.out(x).float().permute(0, 3, 1, 2)
         absent = (object_score <= 0).to(memory.dtype)[..., None, None]
         memory = memory + absent * model.no_obj_embed_spatial[..., None, None]
         return memory.contiguous(memory_format=torch.channels_last)
 
 
-def _shrink(conv: Any, norm: Any) -> _Shrink:
+def _shrink(conv: Any, norm: Any, dtype: torch.dtype) -> _Shrink:
+    # The first ones have too few channels for the tiles that bfloat16 is fast in.
+    dtype = dtype if conv.in_channels >= LEAST_CHANNELS else torch.float32
+    weight = conv.weight - conv.weight.mean(dim=0, keepdim=True)
     return _Shrink(
-        conv.weight - conv.weight.mean(dim=0, keepdim=True),
-        conv.bias - conv.bias.mean(),
+        weight.to(dtype, memory_format=torch.channels_last),
+        (conv.bias - conv.bias.mean()).to(dtype),
         norm.weight[:, None, None],
         norm.bias[:, None, None],
         norm.eps,
@@ -130,5 +138,5 @@ def _block(layer: Any, precision: Precision) -> _Block:
     weight, bias = layer.pwconv2.weight, layer.pwconv2.bias
     if layer.gamma is not None:
         weight, bias = weight * layer.gamma[:, None], bias * layer.gamma
-    narrow = Product(weight.to(precision.robust), bias.to(precision.robust))
-    return _Block(layer.dwconv, layer.norm, product(layer.pwconv1, precision.robust), narrow)
+    narrow = Product(weight.to(precision.memories), bias.to(precision.memories))
+    return _Block(layer.dwconv, layer.norm, product(layer.pwconv1, precision.memories), narrow)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
-from SAM2AssistLib.engine.lean_attention import EXACT, Precision, precision_on
+from SAM2AssistLib.engine.products import EXACT, Precision, precision_on
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.encoder import SliceEncoder

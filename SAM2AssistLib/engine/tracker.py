@@ -149,23 +149,30 @@ class Tracker:
 
     def mask_of(self, state: SliceState) -> np.ndarray:
         """Return the mask (rows, columns) bool that a state means."""
-        mask = np.zeros(self.shape, bool)
-        values, inside = uncut(state.logits, state.view, self.shape)
-        mask[inside] = values > 0
-        return mask
+        return self._masks_of([state])[0]
+
+    def _masks_of(self, states: Sequence[SliceState]) -> list[np.ndarray]:
+        """Return the masks of many states; those seen through one view are brought back together."""
+        masks = [np.zeros(self.shape, bool) for _ in states]
+        for view in dict.fromkeys(state.view for state in states):
+            alike = [n for n, state in enumerate(states) if state.view == view]
+            values, inside = uncut(torch.stack([states[n].logits for n in alike]), view, self.shape)
+            for n, found in zip(alike, values > 0, strict=True):
+                masks[n][inside] = found
+        return masks
 
     def _look(self, lanes: Sequence[Lane]) -> tuple[list[SliceState], list[np.ndarray]]:
         """Decode every lane's next slice; where a mask outgrows its view, once more through a larger one."""
         states = self._faded(lanes, self.network.track(self._rows(lanes)))
-        masks = [self.mask_of(state) for state in states]
+        masks = self._masks_of(states)
         for _ in range(MOST_REFOCUSINGS):
             again = [n for n, lane in enumerate(lanes) if self._refocused(lane, masks[n])]
             if not again:
                 break
             repeated = [lanes[n] for n in again]
             seen = self._faded(repeated, self.network.track(self._rows(repeated)))
-            for n, state in zip(again, seen, strict=True):
-                states[n], masks[n] = state, self.mask_of(state)
+            for n, state, mask in zip(again, seen, self._masks_of(seen), strict=True):
+                states[n], masks[n] = state, mask
         return states, masks
 
     @staticmethod

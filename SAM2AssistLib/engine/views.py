@@ -106,19 +106,20 @@ def uncut(logits: Tensor, view: View, shape: tuple[int, int]) -> tuple[np.ndarra
 
     Parameters
     ----------
-    logits : (h, w) of the view.
+    logits : (h, w) of the view, or (N, h, w) of many masks.
     shape : (rows, columns) of the slice.
 
     Returns
     -------
-    The logits of the pixels that the view shares with the slice, and which pixels these are.
+    The logits, (rows, columns) or (N, rows, columns), of the pixels that the view shares with the slice, and which
+    pixels these are.
     """
-    full = F.interpolate(
-        logits[None, None].float(), size=(view.rows, view.columns), mode="bilinear", align_corners=False
-    )[0, 0]
+    size = (view.rows, view.columns)
+    planes = logits.float().view(1, -1, *logits.shape[-2:])
+    full = F.interpolate(planes, size=size, mode="bilinear", align_corners=False).view(*logits.shape[:-2], *size)
     inside, offset = _overlap(shape, view)
     height, width = inside[0].stop - inside[0].start, inside[1].stop - inside[1].start
-    return full[offset[0] : offset[0] + height, offset[1] : offset[1] + width].cpu().numpy(), inside
+    return full[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width].cpu().numpy(), inside
 
 
 def move_logits(logits: Tensor, old: View, new: View, outside: float) -> Tensor:

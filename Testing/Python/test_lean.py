@@ -10,8 +10,9 @@ import torch
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.heads import decode, encode_memory
 from SAM2AssistLib.engine.lean import lean_image_encoder, lean_tracking
-from SAM2AssistLib.engine.lean_attention import EXACT, LeanMemoryAttention
+from SAM2AssistLib.engine.lean_attention import LeanMemoryAttention
 from SAM2AssistLib.engine.lean_image import Grid, LeanImageEncoder
+from SAM2AssistLib.engine.products import EXACT
 
 SIZE, GRID = 128, 8
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
