@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.products import Precision, Product, product
+from SAM2AssistLib.engine.products import Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -50,18 +50,18 @@ class LeanMemoryAttention:
     Parameters
     ----------
     model : a SAM2 with one attention head in its memory attention, as all published ones have.
-    precision : of its products.
+    dtype : of its products.
     """
 
-    def __init__(self, model: SAM2Base, precision: Precision) -> None:
+    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
         attention = model.memory_attention
         self.norm = attention.norm
-        self.dtype = precision.memories
-        self.by_blocks = model.device.type == "cpu" and precision.memories == torch.float32
+        self.dtype = dtype
+        self.by_blocks = model.device.type == "cpu" and dtype == torch.float32
         side = model.image_size // model.backbone_stride
         rotation = attention.layers[0].self_attn.compute_cis(end_x=side, end_y=side)
         self.rotation = rotation.to(model.device)  # (hw, C/2) complex
-        self.layers = [_prepared(layer, precision) for layer in attention.layers]
+        self.layers = [_prepared(layer, dtype) for layer in attention.layers]
 
     def __call__(self, tokens: Tensor, positions: Tensor, memory: Tensor, code: Tensor, pointers: int) -> Tensor:
         """Condition tokens on memories.
@@ -129,8 +129,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return seen
 
 
-def _prepared(layer: Any, precision: Precision) -> _Layer:
-    around, back, dtype = layer.self_attn, layer.cross_attn_image, precision.memories
+def _prepared(layer: Any, dtype: torch.dtype) -> _Layer:
+    around, back = layer.self_attn, layer.cross_attn_image
     scale = 1 / math.sqrt(around.internal_dim)
     parts = [product(around.q_proj, dtype, scale), product(around.k_proj, dtype), product(around.v_proj, dtype)]
     out = back.out_proj.weight

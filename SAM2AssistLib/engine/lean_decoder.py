@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import Decoded, pointer_of
-from SAM2AssistLib.engine.products import Precision, Product, product
+from SAM2AssistLib.engine.products import Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -54,10 +54,10 @@ class LeanDecoder:
     Parameters
     ----------
     model : a SAM2 that reports object scores, as all SAM 2.1 do.
-    precision : of its products.
+    dtype : of its products.
     """
 
-    def __init__(self, model: SAM2Base, precision: Precision) -> None:
+    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
         self.decoder, self.prompts = model.sam_mask_decoder, model.sam_prompt_encoder
         decoder, device = self.decoder, model.device
         nowhere = (torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device))
@@ -66,7 +66,6 @@ class LeanDecoder:
         self.tokens = torch.cat([*own, sparse[0]])[None]  # (1, T, C)
         places = model.sam_prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)  # (1, hw, C)
         self.heads = decoder.transformer.num_heads
-        dtype = precision.features
         self.layers = [_layer(layer, places, dtype) for layer in decoder.transformer.layers]
         last = decoder.transformer.final_attn_token_to_image
         self.last_query, self.last_out = product(last.q_proj, dtype, _scale(last)), product(last.out_proj, dtype)

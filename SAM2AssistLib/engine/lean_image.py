@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.products import Product, precision_on, product
+from SAM2AssistLib.engine.products import Product, product, products_on
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -87,7 +87,7 @@ class LeanImageEncoder:
 
     def __init__(self, model: SAM2Base) -> None:
         trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
-        dtype = precision_on(model.device, half=False).features
+        dtype = products_on(model.device, half=False)
         self.patches = trunk.patch_embed
         side = model.image_size // 4
         self.places = trunk._get_pos_embed((side, side)).clone()  # (1, H, W, C)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import to_input_size
-from SAM2AssistLib.engine.products import Precision, Product, pixelwise, product
+from SAM2AssistLib.engine.products import Product, pixelwise, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -42,8 +42,12 @@ class _Shrink:
         # Channels last is what CPUs convolve fastest, and what accelerators want in bfloat16.
         x = x.to(self.weight.dtype, memory_format=torch.channels_last)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding).float()
+        if y.shape[1] >= LEAST_CHANNELS:
+            z = F.layer_norm(y.permute(0, 2, 3, 1), y.shape[1:2], self.scale.flatten(), self.shift.flatten(), self.eps)
+            return F.gelu(z).permute(0, 3, 1, 2)
+        # Few channels are quicker to normalise one after the other; their mean is 0 already.
         deviation = (y * y).mean(dim=1, keepdim=True).add_(self.eps).rsqrt_()
-        return F.gelu(torch.addcmul(self.shift, y.mul_(deviation), self.scale))
+        return F.gelu(y.mul_(deviation).mul_(self.scale).add_(self.shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +72,16 @@ class LeanMemoryEncoder:
     Parameters
     ----------
     model : a SAM2.
-    precision : of its products.
+    dtype : of its products.
     """
 
-    def __init__(self, model: SAM2Base, precision: Precision) -> None:
+    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
         encoder = model.memory_encoder
         *shrinking, last = encoder.mask_downsampler.encoder
         pairs = zip(shrinking[::3], shrinking[1::3], strict=True)
-        self.shrinks = [_shrink(conv, norm, precision.memories) for conv, norm in pairs]
-        dtype = precision.memories
+        self.shrinks = [_shrink(conv, norm, dtype) for conv, norm in pairs]
         self.last, self.own, self.out = (pixelwise(c, dtype) for c in (last, encoder.pix_feat_proj, encoder.out_proj))
-        self.blocks = [_block(layer, precision) for layer in encoder.fuser.layers]
+        self.blocks = [_block(layer, dtype) for layer in encoder.fuser.layers]
 
     def __call__(
         self,
@@ -134,9 +137,9 @@ def _shrink(conv: Any, norm: Any, dtype: torch.dtype) -> _Shrink:
     )
 
 
-def _block(layer: Any, precision: Precision) -> _Block:
+def _block(layer: Any, dtype: torch.dtype) -> _Block:
     weight, bias = layer.pwconv2.weight, layer.pwconv2.bias
     if layer.gamma is not None:
         weight, bias = weight * layer.gamma[:, None], bias * layer.gamma
-    narrow = Product(weight.to(precision.memories), bias.to(precision.memories))
-    return _Block(layer.dwconv, layer.norm, product(layer.pwconv1, precision.memories), narrow)
+    narrow = Product(weight.to(dtype), bias.to(dtype))
+    return _Block(layer.dwconv, layer.norm, product(layer.pwconv1, dtype), narrow)

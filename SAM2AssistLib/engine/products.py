@@ -58,30 +58,14 @@ def pixelwise(conv: torch.nn.Conv2d, dtype: torch.dtype) -> Product:
     return Product(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
 
 
-@dataclass(frozen=True)
-class Precision:
-    """In which types a model's products are computed at inference; what is summed up and normalised stays float32.
-
-    Attributes
-    ----------
-    features : of the image encoder and the mask decoder.
-    memories : of the memory attention and the memory encoder, which bear rounding better: what they add to a slice's
-        features is a correction.
-    """
-
-    features: torch.dtype
-    memories: torch.dtype
-
-
-EXACT = Precision(torch.float32, torch.float32)
-
-
-def precision_on(device: torch.device, *, half: bool = True) -> Precision:
-    """Choose the precision on a device.
+def products_on(device: torch.device, *, half: bool = True) -> torch.dtype:
+    """Choose the type that a model's products are computed in; what is summed up and normalised stays float32.
 
     Parameters
     ----------
-    half : whether the model bears bfloat16 throughout; if not, a CPU computes only what concerns memories in it.
+    half : whether the model bears bfloat16 on a CPU, too. It is measured over many slices: what `mini` finds on one
+        slice decides on the next, and after 200 of them it had lost an object that it holds in float32.
     """
-    fast = torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
-    return Precision(features=fast if half or device.type != "cpu" else torch.float32, memories=fast)
+    if computes_in_bfloat16(device) and (half or device.type != "cpu"):
+        return torch.bfloat16
+    return torch.float32

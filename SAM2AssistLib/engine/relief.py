@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
-from SAM2AssistLib.engine.products import EXACT, Precision, precision_on
+from SAM2AssistLib.engine.products import products_on
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.encoder import SliceEncoder
@@ -44,11 +44,11 @@ class Relief:
         self.half = bool(options.half) and not options.exact and on_cpu and computes_in_bfloat16(network.device)
 
     @property
-    def products(self) -> Precision:
-        """Return the precision of the products that are prepared for inference."""
+    def products(self) -> torch.dtype:
+        """Return the type of the products that are prepared for inference."""
         if self.network.options.exact and self.network.device.type == "cpu":
-            return EXACT
-        return precision_on(self.network.device, half=self.half)
+            return torch.float32
+        return products_on(self.network.device, half=self.half)
 
     def precision(self) -> AbstractContextManager[object]:
         """Return the context in which the network computes now."""

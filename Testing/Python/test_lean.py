@@ -12,7 +12,6 @@ from SAM2AssistLib.engine.heads import decode, encode_memory
 from SAM2AssistLib.engine.lean import lean_image_encoder, lean_tracking
 from SAM2AssistLib.engine.lean_attention import LeanMemoryAttention
 from SAM2AssistLib.engine.lean_image import Grid, LeanImageEncoder
-from SAM2AssistLib.engine.products import EXACT
 
 SIZE, GRID = 128, 8
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -62,7 +61,7 @@ def test_memory_attention_is_sam2s(scene):
         memory_pos=code.transpose(0, 1),
         num_obj_ptr_tokens=POINTER_TOKENS,
     ).transpose(0, 1)
-    ours = LeanMemoryAttention(model, EXACT)(tokens, places, memory, code, POINTER_TOKENS)
+    ours = LeanMemoryAttention(model, torch.float32)(tokens, places, memory, code, POINTER_TOKENS)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
@@ -71,7 +70,7 @@ def test_memory_attention_is_sam2s(scene):
 def test_the_decoder_without_prompts_is_sam2s(scene, with_mask):
     dense = scene.logits if with_mask else None
     theirs = decode(scene.model, scene.plain, [scene.fine, scene.middle], dense=dense)
-    decoder = lean_tracking(scene.model, EXACT).decoder
+    decoder = lean_tracking(scene.model, torch.float32).decoder
     tokens, blocks = scene.plain.flatten(2).transpose(1, 2), decoder.blocks_of(scene.fine, scene.middle)
     ours = decoder(scene.model, tokens, blocks, torch.arange(3), dense)
     for name in ("logits", "iou", "object_score", "pointer"):
@@ -83,7 +82,7 @@ def test_the_decoder_without_prompts_is_sam2s(scene, with_mask):
 def test_the_memory_encoder_is_sam2s_where_objects_share_a_slice_and_where_they_are_absent(scene, from_prompt):
     rows = torch.tensor([1, 1, 0])
     theirs = encode_memory(scene.model, scene.plain[rows], scene.logits, scene.score, from_prompt=from_prompt)
-    encoder = lean_tracking(scene.model, EXACT).memory_encoder
+    encoder = lean_tracking(scene.model, torch.float32).memory_encoder
     ours = encoder(scene.model, scene.plain, rows, scene.logits, scene.score, from_prompt=from_prompt)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
@@ -114,11 +113,11 @@ def test_tokens_come_back_from_windows_as_they_were():
 
 def test_new_weights_are_prepared_anew_and_the_same_weights_are_not():
     model = build_sam2("mini", SIZE).requires_grad_(False)
-    first = lean_tracking(model, EXACT)
-    assert lean_tracking(model, EXACT) is first
+    first = lean_tracking(model, torch.float32)
+    assert lean_tracking(model, torch.float32) is first
     with torch.no_grad():
         model.memory_attention.layers[0].linear1.bias += 1.0
-    assert lean_tracking(model, EXACT) is not first
+    assert lean_tracking(model, torch.float32) is not first
 
 
 def test_what_was_prepared_goes_with_its_model():
@@ -128,7 +127,7 @@ def test_what_was_prepared_goes_with_its_model():
     model = build_sam2("mini", SIZE)
     alive = weakref.ref(model)
     with torch.inference_mode():
-        lean_tracking(model, EXACT)
+        lean_tracking(model, torch.float32)
     del model
     gc.collect()
     assert alive() is None

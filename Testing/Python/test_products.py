@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.lean_decoder import _attend_to_few
-from SAM2AssistLib.engine.products import Precision, Product, precision_on, product
+from SAM2AssistLib.engine.products import Product, product, products_on
 
 PLAIN = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 SIZES = st.integers(1, 40)
@@ -50,11 +50,10 @@ def test_a_sum_with_float32_stays_float32_whatever_the_product_is_in():
         assert (x + product(linear, torch.bfloat16)(x)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_on_a_cpu_only_a_model_that_bears_it_has_its_features_in_bfloat16(monkeypatch, half):
+@pytest.mark.parametrize(("half", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_cpu_computes_in_bfloat16_only_what_a_model_bears(monkeypatch, half, dtype):
     monkeypatch.setattr("SAM2AssistLib.engine.products.computes_in_bfloat16", lambda device: True)
-    features = torch.bfloat16 if half else torch.float32
-    assert precision_on(torch.device("cpu"), half=half) == Precision(features, torch.bfloat16)
+    assert products_on(torch.device("cpu"), half=half) == dtype
 
 
 @settings(deadline=None, max_examples=20)
