@@ -204,7 +204,7 @@ def _segment(session: Session, requests: Sequence[SegmentPrompts]) -> None:
 
 
 def _scores(session: Session, task: _Task) -> dict[str, float]:
-    from SAM2AssistLib.evaluation.metrics import dice
+    from SAM2AssistLib.overlap import dice
 
     return {s.name: round(dice(session.mask(s), task.references[s.name]), 4) for s in session.segments}
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeGuard
 
-import numpy as np
-
 from SAM2AssistLib.engine.history import Recorder
 from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.options import EngineOptions
@@ -17,6 +15,7 @@ from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.segment import Gap, Segment, gaps
 from SAM2AssistLib.engine.stopping import StopJudge
 from SAM2AssistLib.engine.tracker import Lane, Visit
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompting.dense import LOGIT_LIMIT
 
 CORRECTION_REACH_MM = 10.0
@@ -202,7 +201,7 @@ class Job:
         # Probabilities, not logits: an absence is stated far more strongly than any mask, and would always win.
         blended = weight * own.sigmoid() + (1 - weight) * others.sigmoid()
         logits = blended.logit(eps=1e-4).clamp(-limit, limit)
-        agreement = _dice(self.plane.tracker.mask_of(near), self.plane.tracker.mask_of(far))
+        agreement = dice(self.plane.tracker.mask_of(near), self.plane.tracker.mask_of(far))
         return replace(
             near,
             logits=logits.half(),
@@ -279,8 +278,3 @@ class Propagation:
         """Close the books of all jobs; also after a cancellation."""
         for job in self.jobs:
             job.settle()
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else 1.0

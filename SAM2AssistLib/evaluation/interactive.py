@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.behaviours import BEHAVIOURS, first_prompts, is_random
 from SAM2AssistLib.evaluation.methods import Method, Opened
-from SAM2AssistLib.evaluation.metrics import dice, surface_dice
+from SAM2AssistLib.evaluation.metrics import surface_dice
 from SAM2AssistLib.evaluation.simulated_user import (
     Prompt,
     RangedBox,
@@ -26,6 +26,7 @@ from SAM2AssistLib.evaluation.simulated_user import (
     correction_click,
     deepest_click,
 )
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import PointPrompt
 
 NSD_TOLERANCE_MM = 2.0

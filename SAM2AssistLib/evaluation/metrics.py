@@ -1,4 +1,4 @@
-"""How well a mask agrees with a reference: overlap, surfaces within a tolerance, and the 95th percentile of distances.
+"""How well a mask agrees with a reference: surfaces within a tolerance, and the 95th percentile of distances.
 
 Surfaces and distances are MONAI's (``monai.metrics``). Two of the functions differ from MONAI's own on purpose, because
 published tables were made by other programs: `hausdorff95` joins the distances of both directions before it takes the
@@ -18,17 +18,6 @@ from numpy.typing import NDArray
 from SAM2AssistLib.io.named_mask import bounding_box
 
 Mask = NDArray[np.bool_]
-
-
-def dice(mask: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
-    """Return the volumetric Dice, 2|A∩B| / (|A| + |B|), in [0, 1]; 1 if both are empty.
-
-    Parameters
-    ----------
-    mask, reference : bool arrays of one shape.
-    """
-    total = int(mask.sum()) + int(reference.sum())
-    return 2 * int((mask & reference).sum()) / total if total else 1.0
 
 
 def surface_dice(mask: Mask, reference: Mask, spacing_kji: Sequence[float], tolerance_mm: float) -> float:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from SAM2AssistLib.evaluation.metrics import dice, hausdorff95, largest_distance_mm, surface_dice
+from SAM2AssistLib.evaluation.metrics import hausdorff95, largest_distance_mm, surface_dice
+from SAM2AssistLib.overlap import dice
 
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from SAM2AssistLib.engine.loading import Engine, load_engine
-from SAM2AssistLib.evaluation.metrics import dice
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompting.auto import AutoOptions, auto_segment
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions
 from SAM2AssistLib.prompting.self_prompt import SelfPrompter, embedded_adapter, load_self_prompter

@@ -11,7 +11,7 @@ from auto_scenes import BALLS, KNOWN, a_learned_head, a_prompter, balls, edit_ca
 
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.errors import InputError, ModelError
-from SAM2AssistLib.evaluation.metrics import dice
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompting.auto import AutoOptions, auto_segment
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions
 from SAM2AssistLib.prompting.self_prompt import load_self_prompter

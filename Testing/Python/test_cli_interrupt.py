@@ -50,6 +50,18 @@ def stay(*_, **__):
 main()
 """
 
+# The console script, interrupted while it is still being imported.
+EARLY_SCRIPT = """
+import sys
+from SAM2AssistLib.__main__ import main
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "SAM2AssistLib.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 
 
@@ -285,3 +297,10 @@ def test_a_signal_while_reading_or_loading_ends_the_command_at_once_too(place: P
     assert outcome == Outcome(130, "", "Cancelled; no file was left half-written.\n")
     assert seconds < AT_ONCE_S
     assert (place / "result.seg.nrrd").read_bytes() == YESTERDAY
+
+
+def test_ctrl_c_while_python_still_imports_is_a_sentence_and_no_traceback():
+    command = [sys.executable, "-c", EARLY_SCRIPT]
+    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "Cancelled; nothing had begun.\n"

@@ -9,7 +9,7 @@ import torch
 from SAM2AssistLib import CTVolume, load_engine
 from SAM2AssistLib.engine.blending import SliceOpinion
 from SAM2AssistLib.engine.views import View
-from SAM2AssistLib.evaluation.metrics import dice
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import BoxPrompt
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from SAM2AssistLib import CTVolume, load_engine
-from SAM2AssistLib.evaluation.metrics import dice
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 
 MIDDLE, END = 7, 12

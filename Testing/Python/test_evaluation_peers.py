@@ -15,10 +15,10 @@ from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.interactive import Task, User, run_trial
 from SAM2AssistLib.evaluation.methods import EngineMethod
-from SAM2AssistLib.evaluation.metrics import dice
 from SAM2AssistLib.evaluation.peers import INSIDE, OUTSIDE, check_peers, make_peers, region_of, seeds_of
 from SAM2AssistLib.evaluation.simulated_user import RangedBox, box_on_middle_slice
 from SAM2AssistLib.evaluation.upstream import UpstreamMethod
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 
 SHAPE, SPACING = (10, 64, 64), (4.0, 1.5, 1.5)

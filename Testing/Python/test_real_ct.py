@@ -11,9 +11,9 @@ import SimpleITK as sitk
 from command_line import run_script
 
 from SAM2AssistLib import CTVolume
-from SAM2AssistLib.evaluation.metrics import dice
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice, correction_click
 from SAM2AssistLib.io.segmentation import read_segmentation
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import SegmentPrompts, write_prompt_file
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

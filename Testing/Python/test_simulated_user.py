@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.evaluation.metrics import dice
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice, correction_click
+from SAM2AssistLib.overlap import dice
 
 SHAPE = (5, 6, 7)
 MASKS = arrays(bool, SHAPE)
