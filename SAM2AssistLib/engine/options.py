@@ -26,7 +26,7 @@ class EngineOptions:
     stretch : the whole slice is stretched to the network's square instead of padded.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
     half : on a CPU with AMX, all is computed in bfloat16. None follows the model's catalogue entry.
-    exact : on a CPU, nothing is computed in bfloat16, not even what hardly changes a mask.
+    exact : on a CPU, nothing is computed in bfloat16, whatever the model bears.
     cache_bytes, cache_slices : of slice features on the engine's device, for each axis in use; what is reached first.
     encode_batch : slices encoded at once.
     row_batch : objects times directions decoded at once.
