@@ -47,15 +47,6 @@ class View:
         x = (rows_columns[:, 1] + 0.5 - self.column) * image_size / self.columns - 0.5
         return np.stack([x, y], axis=1).astype(np.float32)
 
-    def contains(self, other: View) -> bool:
-        """Tell whether another view lies wholly inside this one."""
-        return (
-            self.row <= other.row
-            and self.column <= other.column
-            and other.row + other.rows <= self.row + self.rows
-            and other.column + other.columns <= self.column + self.columns
-        )
-
 
 def whole_slice(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> View:
     """See the whole slice, padded to a physical square so that nothing is squeezed.
