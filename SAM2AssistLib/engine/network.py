@@ -34,6 +34,10 @@ R = TypeVar("R")
 PREVIOUS_LIMIT = 32.0
 """SAM2's predictor clamps earlier logits to this before they become a mask prompt."""
 MOVED_OUTSIDE_LOGIT = -10.0
+CPU_TOKENS = 1 << 13
+"""Of all rows at once on a CPU. Large operations are what its cores share well, but every row looks back at seven
+slices: the keys of 32 rows of `mini` are 30 MB, and those of a model with sixteen times the tokens, twice as wide,
+would be 1 GB."""
 OUT_OF_MEMORY = "There is not enough memory for even one segment; close other programs or use a smaller model."
 
 
@@ -103,7 +107,9 @@ class Network:
 
     def __init__(self, model: SAM2Base, encoder: SliceEncoder, options: EngineOptions) -> None:
         self.model, self.encoder, self.options = model, encoder, options
-        self.row_batch = options.row_batch
+        side = model.image_size // model.backbone_stride
+        most = max(1, CPU_TOKENS // side**2) if model.device.type == "cpu" else options.row_batch
+        self.row_batch = min(options.row_batch, most)
         self._weight = next(model.parameters())
         self.relief = Relief(self)
 

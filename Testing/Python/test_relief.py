@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from blobs import click, run
 
+from SAM2AssistLib.engine.architecture import build_sam2
+from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.lean_decoder import LeanDecoder
 from SAM2AssistLib.engine.lean_memory import LeanMemoryEncoder
+from SAM2AssistLib.engine.loading import engine_for
 from SAM2AssistLib.engine.network import Network
 from SAM2AssistLib.errors import ModelError
 
@@ -97,3 +101,10 @@ def test_features_kept_on_the_host_are_the_same_features(quick_engine, a_blob_vo
         assert plane.encoder.bytes_held == held
         plane.encoder.forget()
         assert not plane.encoder.holds(*key)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(128, 32), (256, 32), (512, 8), (1024, 2)])
+def test_on_a_cpu_the_more_tokens_a_slice_has_the_fewer_rows_go_at_once(a_blob_volume, size, rows):
+    engine = engine_for(build_sam2("mini", size), replace(find_model("mini"), image_size=size))
+    with engine.open(a_blob_volume) as session:
+        assert session._plane(0).network.row_batch == rows
