@@ -1,10 +1,12 @@
-"""A click changes what it points at: the rest of the slice keeps the mask that it had.
+"""A click is heeded where it points, and changes what it points at: the rest of the slice keeps the mask that it had.
 
-This is the progressive merge of FocalClick (Chen et al., CVPR 2022, section 3.3). A network that decodes a whole slice
-again for one click redraws edges that were right already, and each click costs what an earlier one has gained.
+The latter is the progressive merge of FocalClick (Chen et al., CVPR 2022, section 3.3). A network that decodes a whole
+slice again for one click redraws edges that were right already, and each click costs what an earlier one has gained.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from scipy import ndimage
@@ -12,6 +14,10 @@ from torch import Tensor
 
 TOUCH = 2
 """Cells around the click in which a changed region has to begin to be the one that was meant."""
+MARGIN = 1.0
+"""Logits by which the place of a click is on the click's side at least."""
+SPREAD = 2.0
+"""Cells over which a mask that did not heed a click is pulled to its side, one standard deviation."""
 _AROUND = ndimage.generate_binary_structure(2, 2)
 
 
@@ -38,3 +44,32 @@ def merged_around(before: Tensor, after: Tensor, cell: tuple[float, float]) -> T
     others = ndimage.binary_dilation(changed, _AROUND) & ~kept
     # Where neither has changed sides, the newer logits are no worse; only the other regions go back.
     return torch.where(torch.from_numpy(others).to(after.device), before, after)
+
+
+def heeded(logits: Tensor, clicks: Sequence[tuple[float, float, bool]]) -> Tensor:
+    """Pull logits to the side of the clicks that they do not heed: there, and less and less around.
+
+    What is nearly decided gives way in a wide circle, what is certain only at the click itself. Without it a user who
+    sees no answer clicks again, and a network that was not moved by one click is hardly ever moved by three.
+
+    Parameters
+    ----------
+    logits : (h, w) of a slice.
+    clicks : (row, column, positive) on that grid, oldest first; where two contradict each other, the newer one holds.
+
+    Returns
+    -------
+    (h, w) logits, the same ones if all clicks are heeded.
+    """
+    height, width = logits.shape
+    for row, column, positive in clicks:
+        top, left = min(max(int(row), 0), height - 2), min(max(int(column), 0), width - 2)
+        sign = 1.0 if positive else -1.0
+        # All that a click's pixel is interpolated from.
+        lacking = MARGIN - float((sign * logits[top : top + 2, left : left + 2]).min())
+        if lacking > 0:
+            down = (torch.arange(height, device=logits.device) - row).clamp(-SPREAD * 8, SPREAD * 8)
+            across = (torch.arange(width, device=logits.device) - column).clamp(-SPREAD * 8, SPREAD * 8)
+            away = (down.abs() - 1).clamp_min(0)[:, None] ** 2 + (across.abs() - 1).clamp_min(0)[None] ** 2
+            logits = logits + sign * lacking * torch.exp(-away / (2 * SPREAD**2))
+    return logits

@@ -12,7 +12,7 @@ import torch
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
-from SAM2AssistLib.engine.local_clicks import merged_around
+from SAM2AssistLib.engine.local_clicks import heeded, merged_around
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -159,18 +159,33 @@ class Plane:
             if better is None:
                 break
             view = better
-        if previous is None or not previous.backed or prompts[-1].is_box:
+        logits = self._heeded(state, clicks)
+        if previous is not None and previous.backed and not prompts[-1].is_box:
+            logits = self._merged(previous, state, logits, prompts[-1].points)
+            state = replace(state, backed=previous.shows and state.shows)
+        if logits is state.logits:
             return state
-        return self._merged(previous, state, prompts[-1].points)
+        # The memory is to be of the mask that the user sees.
+        return self.network.remember([index], [replace(state, logits=logits.to(state.logits.dtype))])[0]
 
-    def _merged(self, previous: SliceState, state: SliceState, click: np.ndarray) -> SliceState:
+    def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt]) -> torch.Tensor:
+        """Let a mask be where the user says that it is, and not be where the user says that it is not."""
+        if not self.network.options.prompts_decide or state.object_score <= 0:
+            return state.logits
+        side = len(state.logits)
+        placed = [
+            (float(y), float(x), bool(label == 1))
+            for click in clicks
+            for (x, y), label in zip(state.view.to_input(click.points, side), click.labels, strict=True)
+        ]
+        return heeded(state.logits, placed)
+
+    def _merged(self, previous: SliceState, state: SliceState, logits: torch.Tensor, click: np.ndarray) -> torch.Tensor:
         """Keep what a click does not point at, of a mask that more than the network has made."""
         if not (previous.shows and state.shows):
-            return state
-        after = state.logits.float()
-        x, y = state.view.to_input(click, len(after))[0]
-        logits = merged_around(self.network.carried(previous, state.view), after, (float(y), float(x)))
-        return replace(state, logits=logits.to(state.logits.dtype), backed=True)
+            return logits
+        x, y = state.view.to_input(click, len(logits))[0]
+        return merged_around(self.network.carried(previous, state.view), logits.float(), (float(y), float(x)))
 
     @staticmethod
     def _nearest_shown(findings: Findings, index: int) -> SliceState | None:
