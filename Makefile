@@ -3,6 +3,7 @@
 #   make demo            segments a CT phantom and shows how well that went       (make demo CT=my_ct.nii.gz OUT=folder)
 #   make test            linters, type checker and tests
 #   make test-dicom      the tests with a PACS and the DICOM programs of others  (apt: orthanc orthanc-dicomweb dicom3tools)
+#   make test-slicer-5.11  the tests of the Slicer module with the MRML of Slicer 5.11 instead of 5.12
 #   make setup           only the environment for `sam2assist`, in .venv
 #   make clean           deletes caches and the demo's results;   make distclean  also .venv
 #
@@ -34,10 +35,10 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip --disable-pip-version-check
 SAY = @printf '\n== %s\n'
 
-.PHONY: help setup setup-dev demo test test-dicom lint types pytest slicer-files clean distclean
+.PHONY: help setup setup-dev demo test test-dicom test-slicer-5.11 lint types pytest slicer-files clean distclean
 
 help:
-	@sed -n '3,7s/^#   //p' Makefile
+	@sed -n '3,8s/^#   //p' Makefile
 
 setup: $(VENV)/.stamp-package
 setup-dev: $(VENV)/.stamp-dev
@@ -68,6 +69,15 @@ test-dicom: setup-dev
 	    printf '%s is not installed, so its tests are skipped; get it with: sudo apt-get install orthanc orthanc-dicomweb dicom3tools\n' $$program; \
 	done
 	@$(RUN) pytest $(PYTEST_ARGS) Testing/Python/test_dicom_*.py Testing/Python/test_cli_export.py
+
+# Its slicer-core lies in a folder of its own, in front of the other one, with the VTK that it finds beside itself.
+test-slicer-5.11: setup-dev
+	$(SAY) 'Tests of the Slicer module with the MRML of Slicer 5.11'
+	@test -d $(VENV)/slicer-5.11 || \
+	  $(PIP) install --quiet --no-deps --target $(VENV)/slicer-5.11 'slicer-core==5.11.0.6' 'vtk==9.6.0'
+	@QT_QPA_PLATFORM=offscreen PYTHONPATH=$(VENV)/slicer-5.11 $(RUN) pytest $(PYTEST_ARGS) \
+	  Testing/Python/test_mrml_*.py Testing/Python/test_module_*.py Testing/Python/test_slicer_*.py \
+	  Testing/Python/test_scripted_radiologist.py
 
 # The lists of files from which Slicer's build installs SAM2AssistLib; a test fails when they are out of date.
 slicer-files: setup-dev

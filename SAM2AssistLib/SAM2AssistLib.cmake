@@ -51,6 +51,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/network.py
   SAM2AssistLib/engine/options.py
   SAM2AssistLib/engine/plane.py
+  SAM2AssistLib/engine/products.py
   SAM2AssistLib/engine/propagation.py
   SAM2AssistLib/engine/refiner.py
   SAM2AssistLib/engine/relief.py
@@ -119,19 +120,26 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/mrml/first_run.py
   SAM2AssistLib/mrml/gestures.py
   SAM2AssistLib/mrml/grow_cut.py
+  SAM2AssistLib/mrml/jobs.py
   SAM2AssistLib/mrml/journal.py
+  SAM2AssistLib/mrml/listener.py
+  SAM2AssistLib/mrml/masking.py
   SAM2AssistLib/mrml/nodes.py
   SAM2AssistLib/mrml/observing.py
   SAM2AssistLib/mrml/painting.py
   SAM2AssistLib/mrml/panel.py
   SAM2AssistLib/mrml/preview.py
   SAM2AssistLib/mrml/prompt_nodes.py
+  SAM2AssistLib/mrml/samples.py
   SAM2AssistLib/mrml/script.py
+  SAM2AssistLib/mrml/self_test.py
   SAM2AssistLib/mrml/strip.py
+  SAM2AssistLib/mrml/surfaces.py
   SAM2AssistLib/mrml/volumes.py
   SAM2AssistLib/mrml/voxels.py
   SAM2AssistLib/mrml/words.py
   SAM2AssistLib/mrml/workspace.py
+  SAM2AssistLib/overlap.py
   SAM2AssistLib/prompting/__init__.py
   SAM2AssistLib/prompting/auto.py
   SAM2AssistLib/prompting/body.py

@@ -27,5 +27,9 @@ class TransferError(SAM2AssistError):
     """A DICOM server cannot be reached, refuses, or does not keep what was sent."""
 
 
+class InstallError(SAM2AssistError):
+    """A package that the engine needs cannot be installed."""
+
+
 class Cancelled(SAM2AssistError):  # noqa: N818 - a wish of the user, not an error
     """The user asked for a long operation to end before it was done."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 TOUCH = 2
 """Cells around the click in which a changed region has to begin to be the one that was meant."""
-MARGIN = 1.0
-"""Logits by which the place of a click is on the click's side at least."""
-SPREAD = 2.0
+MARGIN = 3.0
+"""Logits by which the place of a click is on the click's side at least. With `SPREAD`, chosen on training cases: Dice
+after one, two and three clicks on a box 0.779, 0.802 and 0.817, against 0.769, 0.790 and 0.804 without."""
+SPREAD = 3.0
 """Cells over which a mask that did not heed a click is pulled to its side, one standard deviation."""
 _AROUND = ndimage.generate_binary_structure(2, 2)
 
@@ -68,8 +69,8 @@ def heeded(logits: Tensor, clicks: Sequence[tuple[float, float, bool]]) -> Tenso
         # All that a click's pixel is interpolated from.
         lacking = MARGIN - float((sign * logits[top : top + 2, left : left + 2]).min())
         if lacking > 0:
-            down = (torch.arange(height, device=logits.device) - row).clamp(-SPREAD * 8, SPREAD * 8)
-            across = (torch.arange(width, device=logits.device) - column).clamp(-SPREAD * 8, SPREAD * 8)
+            down = torch.arange(height, device=logits.device) - row
+            across = torch.arange(width, device=logits.device) - column
             away = (down.abs() - 1).clamp_min(0)[:, None] ** 2 + (across.abs() - 1).clamp_min(0)[None] ** 2
             logits = logits + sign * lacking * torch.exp(-away / (2 * SPREAD**2))
     return logits

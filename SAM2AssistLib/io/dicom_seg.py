@@ -81,6 +81,45 @@ def write_dicom_seg(
         If the file cannot be written, or highdicom is not installed.
     """
     check_place(path)
+    dataset, notes = make_dicom_seg(
+        masks,
+        volume,
+        source_files=source_files,
+        algorithm=algorithm,
+        kind=kind,
+        prompts_json=prompts_json,
+        description=description,
+    )
+    save_dicom(dataset, path)
+    return notes
+
+
+def save_dicom(dataset: Dataset, path: str | Path) -> None:
+    """Write a DICOM object; a file that was there is replaced in one step, or stays if that fails.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    with atomic_path(path) as part:
+        dataset.save_as(part, enforce_file_format=True)
+
+
+def make_dicom_seg(
+    masks: Sequence[NamedMask],
+    volume: CTVolume,
+    *,
+    source_files: Sequence[Path] | None = None,
+    algorithm: Algorithm | None = None,
+    kind: SegKind = SegKind.BINARY,
+    prompts_json: str = "",
+    description: str = "Segmentation",
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Make the DICOM Segmentation that `write_dicom_seg` writes, and say what it could not hold.
+
+    Parameters and errors are those of `write_dicom_seg`.
+    """
     check_highdicom()
     _check_content(masks, volume)
     sources = read_sources(source_files or volume.dicom_files)
@@ -99,9 +138,7 @@ def write_dicom_seg(
     if prompts_json:
         block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
         block.add_new(PROMPTS_ELEMENT, "UT", prompts_json)
-    with atomic_path(path) as part:
-        dataset.save_as(part, enforce_file_format=True)
-    return tuple(notes)
+    return dataset, tuple(notes)
 
 
 def _check_content(masks: Sequence[NamedMask], volume: CTVolume) -> None:

@@ -10,22 +10,23 @@ This is what the Slicer module talks to; it runs without any window, too:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from SAM2AssistLib.engine.worker import Worker
 from SAM2AssistLib.mrml.desk import Desk
+from SAM2AssistLib.mrml.listener import Listener
+from SAM2AssistLib.mrml.masking import AUTOMATIC, Rules
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
-from SAM2AssistLib.mrml.volumes import VoxelState, automatic_axis, volume_from_node, voxel_state
+from SAM2AssistLib.mrml.surfaces import Surfaces
+from SAM2AssistLib.mrml.volumes import automatic_axis, look_at_volume, voxel_state
 from SAM2AssistLib.mrml.voxels import Grid
-from SAM2AssistLib.mrml.workspace import Listener, Workspace
+from SAM2AssistLib.mrml.workspace import Workspace
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
-
-
-AUTOMATIC = "automatic"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ def load(choice: EngineChoice) -> Engine:
 @dataclass
 class _Opened:
     workspace: Workspace
-    voxels: VoxelState
     choice: EngineChoice
     along: str
 
@@ -70,8 +70,9 @@ class Assistant:
 
     def __init__(self, scene: Any, loader: Callable[[EngineChoice], Engine] = load) -> None:
         self.scene = scene
-        self.worker = Worker()
+        self.worker, self.surfaces = Worker(), Surfaces()
         self.choice = EngineChoice()
+        self.rules = Rules()
         self.listener = Listener()
         self._loader = loader
         self._engine: tuple[EngineChoice, Engine] | None = None
@@ -84,40 +85,37 @@ class Assistant:
         self.close_workspaces()
         forget(self._observations)
         self.worker.close()
+        self.surfaces.close()
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:
         """The open ones."""
         return tuple(opened.workspace for opened in self._opened.values())
 
-    def open(self, volume_node: Any, segmentation_node: Any, along: str = AUTOMATIC) -> Workspace:
+    def open(self, volume_node: Any, segmentation_node: Any) -> Workspace:
         """Return the workspace of a pair of nodes; the same one as long as voxels, grid, engine and direction stay.
-
-        Parameters
-        ----------
-        along : whose slices to propagate along, "axial", "coronal" or "sagittal"; "automatic" chooses by spacing and
-            orientation.
 
         Raises
         ------
         InputError
-            If the volume cannot be used, see `volume_from_node`.
+            If the volume cannot be used, see `look_at_volume`.
         """
         key = (volume_node.GetID(), segmentation_node.GetID())
-        opened = self._opened.get(key)
-        state = voxel_state(volume_node)
+        opened, along = self._opened.get(key), self.rules.along
         if opened is not None:
-            same = (opened.voxels, opened.choice, opened.along) == (state, self.choice, along)
-            if same and opened.workspace.painter.grid.is_that_of(Grid.of(volume_node, segmentation_node)):
-                return opened.workspace
+            workspace = opened.workspace
+            same = (workspace.voxels, opened.choice, opened.along) == (voxel_state(volume_node), self.choice, along)
+            if same and workspace.painter.grid.is_that_of(Grid.of(volume_node, segmentation_node)):
+                return workspace
             self._close(key)
-        volume = volume_from_node(volume_node)
+        volume, read = look_at_volume(volume_node)
         choice = self.choice
         axis = automatic_axis(volume) if along == AUTOMATIC else volume.array_axis_of(along)
-        desk = Desk(volume, axis, lambda: self.engine(choice))
-        workspace = Workspace(self.scene, volume_node, segmentation_node, self.worker, desk, self.listener)
-        workspace.successor = lambda: self.open(volume_node, segmentation_node, along)
-        self._opened[key] = _Opened(workspace, state, choice, along)
+        desk = Desk(volume, axis, lambda: self.engine(choice), read)
+        shared = (self.worker, desk, self.listener, self.rules, self.surfaces)
+        workspace = Workspace(self.scene, volume_node, segmentation_node, *shared)
+        workspace.successor = lambda: self.open(volume_node, segmentation_node)
+        self._opened[key] = _Opened(workspace, choice, along)
         return workspace
 
     def engine(self, choice: EngineChoice) -> Engine:
@@ -131,17 +129,27 @@ class Assistant:
         """Choose another model, device or adapter; the next `open` makes workspaces for it."""
         self.choice = replace(self.choice, **changes)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to wait for."""
+        return self.worker.busy or self.surfaces.waiting
+
     def pump(self, seconds: float = 0.02) -> bool:
         """Deliver what the engine has found; called from a timer. Returns whether there is more to wait for."""
         self.worker.pump(seconds)
         self._flush()
-        return self.worker.busy
+        if not self.worker.busy:
+            self.surfaces.renew_one()
+        return self.busy
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Deliver until all is done, for scripts and tests; returns whether that came to pass."""
-        done = self.worker.wait(seconds)
-        self._flush()
-        return done
+        until = time.perf_counter() + seconds
+        while self.pump():
+            if time.perf_counter() > until:
+                return False
+            time.sleep(0.001)
+        return True
 
     def close_workspaces(self) -> None:
         """Close all workspaces, as when the scene is closed."""

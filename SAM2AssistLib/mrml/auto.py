@@ -14,8 +14,9 @@ from SAM2AssistLib.errors import InputError, ModelError
 from SAM2AssistLib.mrml import export
 from SAM2AssistLib.mrml.assistant import EngineChoice
 from SAM2AssistLib.mrml.desk import Verdicts
+from SAM2AssistLib.mrml.jobs import Stage
 from SAM2AssistLib.mrml.nodes import add_segment
-from SAM2AssistLib.mrml.volumes import volume_from_node
+from SAM2AssistLib.mrml.volumes import look_at_volume
 from SAM2AssistLib.mrml.words import translator
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Sources:
         """All classes, each once."""
         known = (*self.adapter_classes, *(name for names in self.cases.values() for name in names))
         return list(dict.fromkeys(known))
+
+
+def _found_sources(choice: EngineChoice) -> Iterator[Sources]:
+    yield find_sources(choice)
 
 
 def find_sources(choice: EngineChoice) -> Sources:
@@ -79,21 +84,22 @@ class AutoMode:
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
-        self.sources = Sources(None, (), {})
+        self.sources, self.looked = Sources(None, (), {}), False
 
     def refresh(self, told: Callable[[], None]) -> None:
         """Look anew for what there is to learn from; `told` is called when the answer is there."""
         choice = self.panel.assistant.choice
 
         def answer(sources: Sources) -> None:
-            self.sources = sources
+            self.sources, self.looked = sources, True
             told()
 
-        worker = self.panel.assistant.worker
-        worker.submit("classes", lambda: (find_sources(choice),), answer, self.panel.failed_if)
+        self.panel.jobs.start(_("look for classes"), lambda: _found_sources(choice), answer)
 
     def description(self, classes: Sequence[str]) -> str:
         """Say beforehand what will be done."""
+        if not self.looked:
+            return _("It is not known yet what can be looked for.")
         if not self.sources.classes:
             return _("Choose an adapter under Advanced, or segment a case and add it to the support library.")
         if not classes:
@@ -128,27 +134,34 @@ class AutoMode:
         adapter = self.sources.adapter if by_adapter else None
         workspace.auto_segment(wanted, adapter, self._cases_for(by_case), self._tell)
 
-    def add_support(self, segmentation_node: Any) -> Callable[[], Iterator[str]]:
-        """Read the case and return what adds it to the support library, for the worker's thread.
+    def add_support(self, segmentation_node: Any) -> Callable[[], Iterator[Stage | str]]:
+        """Take a snapshot of the case, and return what adds it to the support library, for the worker's thread.
 
         Raises
         ------
         InputError
-            If nothing is segmented.
+            If the volume cannot be used; from the worker's thread, if nothing is segmented.
         """
         volume_node = self.panel.volume_node
-        masks = {named.name: named.mask for named in export.named_masks(volume_node, segmentation_node)}
-        volume, name = volume_from_node(volume_node), str(volume_node.GetName())
+        segments, name = export.Snapshot.of(volume_node, segmentation_node), str(volume_node.GetName())
+        _outline, read = look_at_volume(volume_node)
 
-        def add() -> Iterator[str]:
+        def add() -> Iterator[Stage | str]:
             from SAM2AssistLib.prompting.support import SupportCase
-            from SAM2AssistLib.prompting.support_library import SupportLibrary
+            from SAM2AssistLib.prompting.support_library import Entry, SupportLibrary
 
+            title, masks = _("add to the support library"), {}
+            for named in segments.masks():
+                masks[named.name] = named.mask
+                yield Stage(title, 0, 1)
             library = SupportLibrary()
             free = _free_name(name, {entry.name for entry in library.entries()})
-            entry = library.add(SupportCase(free, volume, masks))
-            said = _("{case} is in the support library now, with {classes}.")
-            yield said.format(case=entry.name, classes=", ".join(entry.classes))
+            for step in library.adding(SupportCase(free, read(), masks)):
+                if isinstance(step, Entry):
+                    said = _("{case} is in the support library now, with {classes}.")
+                    yield said.format(case=step.name, classes=", ".join(step.classes))
+                else:
+                    yield Stage(title, *step)
 
         return add
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
+from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 from SAM2AssistLib.volume import CTVolume
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
     from SAM2AssistLib.engine.segment import PlacedPrompt, Segment
     from SAM2AssistLib.engine.session import Session
+
+_ = translator(__file__)
 
 FEW_SLICES = 3
 """So many edited slices are prompts whose correction travels on; more of them are a segment made elsewhere."""
@@ -48,10 +51,18 @@ class Patch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Slices visited, and those that will have been at most."""
+    """Slices visited, and those that will have been at most; `title` says of what, if not of the task itself."""
 
     done: int
     total: int
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should read."""
+
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +104,12 @@ class Desk:
     volume : in the coordinates of the gestures.
     axis : array axis along which segments are propagated.
     engine : makes or finds the engine; called in the worker's thread when the first prompt comes.
+    read : gives the volume with its voxels, in the worker's thread, too.
     """
 
-    def __init__(self, volume: CTVolume, axis: int, engine: Callable[[], Engine]) -> None:
+    def __init__(self, volume: CTVolume, axis: int, engine: Callable[[], Engine], read: Callable[[], CTVolume]) -> None:
         self.volume, self.axis = volume, axis
-        self._engine = engine
+        self._engine, self._read = engine, read
         self._session: Session | None = None
         self._segments: dict[str, Segment] = {}
         self._gesture_of: dict[int, Gesture] = {}
@@ -106,8 +118,9 @@ class Desk:
 
     @property
     def session(self) -> Session:
-        """The session; the first use loads the engine, which may fail as `load_engine` does."""
+        """The session; the first use reads the volume and loads the engine, which may fail as `load_engine` does."""
         if self._session is None:
+            self.volume = self._read()
             self._session = self._engine().open(self.volume, axis=self.axis)
         return self._session
 
@@ -121,14 +134,29 @@ class Desk:
         if self._session is not None:
             self._session.close()
 
+    def begin(self) -> Iterator[Progress | Note]:
+        """Read the volume and load the engine, saying so, if that is still to be done; fails as `session` does."""
+        if self._session is not None:
+            return
+        known = self.volume.warnings
+        yield Progress(0, 1, _("load the model"))
+        session = self.session
+        yield Progress(1, 1, _("load the model"))
+        for sentence in session.volume.warnings:
+            if sentence not in known:
+                yield Note(sentence)
+
     # What the user does
 
-    def warm_up(self, index: int) -> Iterator[Progress]:
+    def warm_up(self, index: int) -> Iterator[Progress | Note]:
         """Load the engine and look at the slice in view, so that the first click is as quick as any other."""
+        yield from self.begin()
         for step in self.session.encode_ahead(index):
             yield Progress(step.done, step.total)
 
-    def sync(self, segment_id: str, name: str, wanted: Sequence[Gesture]) -> Iterator[Patch | Confidence]:
+    def sync(
+        self, segment_id: str, name: str, wanted: Sequence[Gesture]
+    ) -> Iterator[Patch | Confidence | Progress | Note]:
         """Bring a segment's prompts in line with what the scene shows: what went is removed, what came is placed.
 
         Raises
@@ -136,6 +164,7 @@ class Desk:
         InputError
             If a prompt cannot be used; then nothing has changed.
         """
+        yield from self.begin()
         mark = self.mark
         try:
             segment = self._segment(segment_id, name)
@@ -150,8 +179,9 @@ class Desk:
         yield from self._patches(mark, set())
         yield self._confidence(segment_id)
 
-    def propagate(self, segment_ids: Sequence[str] | None = None) -> Iterator[Patch | Progress | Confidence]:
+    def propagate(self, segment_ids: Sequence[str] | None = None) -> Iterator[Patch | Progress | Confidence | Note]:
         """Carry segments from their prompted slices through the volume, slice by slice; may be left at any time."""
+        yield from self.begin()
         session, mark = self.session, self.mark
         known = {segment.id: key for key, segment in self._present().items()}
         chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
@@ -166,7 +196,7 @@ class Desk:
 
     def auto(
         self, wanted: Mapping[str, str], adapter: str | None, cases: Sequence[str]
-    ) -> Iterator[Patch | Progress | Confidence | Standing | Verdicts]:
+    ) -> Iterator[Patch | Progress | Confidence | Standing | Verdicts | Note]:
         """Find classes without prompts.
 
         Parameters
@@ -183,18 +213,25 @@ class Desk:
         from SAM2AssistLib.prompting.auto import auto_segment
         from SAM2AssistLib.prompting.support_library import SupportLibrary
 
+        yield from self.begin()
         session, mark = self.session, self.mark
-        library = SupportLibrary()
-        support = [library.prepare(session.engine, case, session.window) for case in cases]
-        for step in auto_segment(session, adapter=adapter, support=support, classes=list(wanted)):
-            yield Progress(step.done, step.total)
-            if step.segment is not None:
-                segment_id = wanted[step.segment.name]
-                self._segments[segment_id] = step.segment
-                if step.axis is not None and step.index is not None:
-                    yield self._patch(segment_id, step.segment, step.axis, step.index)
-            if step.verdicts:
-                yield Verdicts({verdict.name: verdict.present for verdict in step.verdicts})
+        library, support = SupportLibrary(), []
+        for case in cases:
+            title = _("look at {case}").format(case=case)
+            for step in library.preparing(session.engine, case, session.window):
+                if isinstance(step, tuple):
+                    yield Progress(*step, title)
+                else:
+                    support.append(step)
+        for found in auto_segment(session, adapter=adapter, support=support, classes=list(wanted)):
+            yield Progress(found.done, found.total)
+            if found.segment is not None:
+                segment_id = wanted[found.segment.name]
+                self._segments[segment_id] = found.segment
+                if found.axis is not None and found.index is not None:
+                    yield self._patch(segment_id, found.segment, found.axis, found.index)
+            if found.verdicts:
+                yield Verdicts({verdict.name: verdict.present for verdict in found.verdicts})
         yield from self._patches(mark, set())
         yield self._standing()
         for segment_id in wanted.values():
@@ -203,7 +240,7 @@ class Desk:
 
     def take_edit(
         self, segment_id: str, name: str, axis: int, slices: Mapping[int, NDArray[np.bool_]]
-    ) -> Iterator[Confidence]:
+    ) -> Iterator[Confidence | Progress | Note]:
         """Take slices that somebody else has changed as prompts.
 
         Parameters
@@ -211,6 +248,7 @@ class Desk:
         axis : along which they are; those along another axis than the segment's are only noted in its mask.
         slices : masks by index.
         """
+        yield from self.begin()
         session, segment = self.session, self._segment(segment_id, name)
         if axis != session.segment_axis(segment):
             return

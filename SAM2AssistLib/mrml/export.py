@@ -1,9 +1,18 @@
-"""Segments out of the scene into files."""
+"""Segments out of the scene into files.
+
+The window's thread takes a snapshot, which is quick; the worker's thread reads and writes it, step by step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import gzip
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,33 +25,73 @@ from SAM2AssistLib.io.algorithm import Algorithm, adapter_sha256
 from SAM2AssistLib.io.atomic import atomic_path, check_place
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.terminology import terminology_of_segment
-from SAM2AssistLib.mrml.volumes import volume_from_node
+from SAM2AssistLib.mrml.jobs import Stage
 from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
+from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, prompt_file_content, prompt_file_text
 
 if TYPE_CHECKING:
     from SAM2AssistLib.mrml.assistant import EngineChoice
     from SAM2AssistLib.mrml.workspace import Workspace
+    from SAM2AssistLib.volume import CTVolume
+
+_ = translator(__file__)
+
+CHUNK_BYTES, GZIP_LEVEL = 1 << 20, 4
+"""Higher levels take several times as long for a few percent of masks."""
+
+_NRRD_TYPE_BYTES = {
+    **dict.fromkeys(("signed char", "unsigned char", "int8", "uint8"), 1),
+    **dict.fromkeys(("short", "unsigned short", "int16", "uint16"), 2),
+    **dict.fromkeys(("int", "unsigned int", "int32", "uint32", "float"), 4),
+    **dict.fromkeys(("long long int", "unsigned long long int", "int64", "uint64", "double"), 8),
+}
+"""Of the voxel types that VTK writes (http://teem.sourceforge.net/nrrd/format.html)."""
 
 UIDS = "DICOM.instanceUIDs"
 """Attribute in which Slicer's DICOM reader notes the images a volume was made of."""
 
 
-def named_masks(volume_node: Any, segmentation_node: Any) -> list[NamedMask]:
-    """Read the segments that are not empty, on the grid of a volume.
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A segmentation as it was at a moment, for the worker's thread: nobody else holds what is in it.
 
-    Raises
-    ------
-    InputError
-        If there is none.
+    Attributes
+    ----------
+    node : vtkMRMLSegmentationNode, a copy that is in no scene.
+    grid : of the volume, in the coordinates of the segmentation.
     """
-    segmentation, grid = segmentation_node.GetSegmentation(), Grid.of(volume_node, segmentation_node)
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-    found = [_named_mask(segmentation.GetSegment(s), SegmentVoxels(segmentation_node, s, grid).read()) for s in ids]
-    shown = [named for named in found if named.mask.any()]
-    if not shown:
-        raise InputError(f"{segmentation_node.GetName()} has no segment with voxels; segment something first.")
-    return shown
+
+    node: Any
+    grid: Grid
+
+    @classmethod
+    def of(cls, volume_node: Any, segmentation_node: Any) -> Snapshot:
+        """Copy the segments, whose size is what this costs; raises as `Grid.of`."""
+        import slicer
+
+        node = slicer.vtkMRMLSegmentationNode()
+        node.SetName(segmentation_node.GetName())
+        node.GetSegmentation().DeepCopy(segmentation_node.GetSegmentation())
+        return cls(node, Grid.of(volume_node, segmentation_node))
+
+    def masks(self) -> Iterator[NamedMask]:
+        """Read the segments that are not empty, one after the other, on the grid of the volume.
+
+        Raises
+        ------
+        InputError
+            If there is none, in the end.
+        """
+        segmentation, found = self.node.GetSegmentation(), 0
+        for segment_id in segmentation.GetSegmentIDs():
+            mask = SegmentVoxels(self.node, segment_id, self.grid).read()
+            if mask.any():
+                found += 1
+                yield _named_mask(segmentation.GetSegment(segment_id), mask)
+        if not found:
+            said = _("{name} has no segment with voxels; segment something first.")
+            raise InputError(said.format(name=self.node.GetName()))
 
 
 def _named_mask(segment: Any, mask: NDArray[np.bool_]) -> NamedMask:
@@ -54,8 +103,14 @@ def _named_mask(segment: Any, mask: NDArray[np.bool_]) -> NamedMask:
     return NamedMask(name, mask, terminology_of_segment(name, entry, (red, green, blue)))
 
 
-def save_nrrd(segmentation_node: Any, path: str | Path) -> None:
+def save_nrrd(segments: Snapshot, path: str | Path) -> Iterator[Stage | str]:
     """Write a segmentation as Slicer itself writes it, as a whole or not at all.
+
+    Left before its end, it leaves no file, and one that was there before as it was.
+
+    Yields
+    ------
+    Stages; last a sentence for the user.
 
     Raises
     ------
@@ -65,13 +120,46 @@ def save_nrrd(segmentation_node: Any, path: str | Path) -> None:
     import slicer
 
     check_place(path)
-    scene, storage = segmentation_node.GetScene(), slicer.vtkMRMLSegmentationStorageNode()
-    with atomic_path(path) as part:
-        storage.SetScene(scene)
-        storage.SetFileName(str(part))
-        storage.SetUseCompression(True)
-        if not storage.WriteData(segmentation_node) or not part.is_file():
-            raise OutputError(f"{path} cannot be written; free some space or choose another place.")
+    title, storage = _("save as NRRD"), slicer.vtkMRMLSegmentationStorageNode()
+    with atomic_path(path) as part, TemporaryDirectory(prefix="sam2assist-") as folder:
+        raw = Path(folder) / part.name
+        storage.SetFileName(str(raw))
+        # Not compressed by VTK: it would hold Python's lock, and with it the window, for seconds.
+        storage.SetUseCompression(False)
+        if not storage.WriteData(segments.node):
+            said = _("{path} cannot be written; free some space or choose another place.")
+            raise OutputError(said.format(path=path))
+        for done, total in _compress_nrrd(raw, part):
+            yield Stage(title, done, total)
+    yield _("Saved {name}.").format(name=Path(path).name)
+
+
+def _compress_nrrd(raw: Path, path: Path) -> Iterator[tuple[int, int]]:
+    """Write a NRRD file again with its voxels compressed; yields the MB that are done and those in all.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read or written, also if the first one is cut off, which VTK does not tell of a full disk.
+    """
+    with raw.open("rb") as source, path.open("wb") as target:
+        size_bytes = 1
+        while (line := source.readline()) not in (b"\n", b""):
+            key, _colon, value = line.decode(errors="replace").partition(": ")
+            if key == "sizes":
+                size_bytes *= math.prod(map(int, value.split()))
+            elif key == "type":
+                size_bytes *= _NRRD_TYPE_BYTES[value.strip()]
+            target.write(b"encoding: gzip\n" if key == "encoding" else line)
+        target.write(b"\n")
+        done, total = 0, math.ceil(size_bytes / CHUNK_BYTES)
+        if raw.stat().st_size - source.tell() != size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(raw.parent))
+        with gzip.GzipFile(filename="", fileobj=target, mode="wb", compresslevel=GZIP_LEVEL, mtime=0) as packed:
+            while voxels := source.read(CHUNK_BYTES):
+                packed.write(voxels)
+                done += 1
+                yield done, total
 
 
 def dicom_files_of(volume_node: Any, file_of: Callable[[str], str]) -> list[Path]:
@@ -88,14 +176,15 @@ def dicom_files_of(volume_node: Any, file_of: Callable[[str], str]) -> list[Path
     """
     uids = (volume_node.GetAttribute(UIDS) or "").split()
     if not uids:
-        raise InputError(f"{volume_node.GetName()} was not read from DICOM, so no DICOM can refer to it; save as NRRD.")
+        said = _("{name} was not read from DICOM, so no DICOM can refer to it; save as NRRD.")
+        raise InputError(said.format(name=volume_node.GetName()))
     files = [Path(file_of(uid) or "") for uid in uids]
     missing = [uid for uid, file in zip(uids, files, strict=True) if not file.is_file()]
     if missing:
-        raise InputError(
-            f"{len(missing)} of the {len(uids)} DICOM images of {volume_node.GetName()} are not in the DICOM database;"
-            " import the series again."
+        said = _(
+            "{missing} of the {total} DICOM images of {name} are not in the DICOM database; import the series again."
         )
+        raise InputError(said.format(missing=len(missing), total=len(uids), name=volume_node.GetName()))
     return files
 
 
@@ -125,31 +214,50 @@ def prompts_of(workspace: Workspace) -> list[SegmentPrompts]:
 
 
 def export_dicom_seg(
-    volume_node: Any,
-    segmentation_node: Any,
+    segments: Snapshot,
+    volume: CTVolume,
     source_files: Sequence[Path],
     path: str | Path,
-    algorithm: Algorithm | None = None,
+    choice: EngineChoice | None = None,
     prompts: Sequence[SegmentPrompts] = (),
-) -> tuple[str, ...]:
-    """Write all segments that are not empty as one DICOM Segmentation object; returns what the user should know.
+) -> Iterator[Stage | str]:
+    """Write all segments that are not empty as one DICOM Segmentation object.
+
+    Left before its end, it leaves no file, and one that was there before as it was.
 
     Parameters
     ----------
-    algorithm : who made them, and `prompts` : of what, both kept in the object.
+    volume : whose grid the segments are on; its voxels do not matter.
+    choice : engine that made them, and `prompts` : of what, both kept in the object.
+
+    Yields
+    ------
+    Stages; last what the user should know, in sentences.
 
     Raises
     ------
     InputError, OutputError
         If there is nothing to write, the sources do not fit, or the file cannot be written.
     """
-    from SAM2AssistLib.io.dicom_seg import write_dicom_seg
+    from SAM2AssistLib.io.dicom_seg import make_dicom_seg, save_dicom
 
-    masks = named_masks(volume_node, segmentation_node)
-    volume = volume_from_node(volume_node)
+    check_place(path)
+    count, masks = segments.node.GetSegmentation().GetNumberOfSegments(), []
+    for number, named in enumerate(segments.masks(), 1):
+        masks.append(named)
+        yield Stage(_("read the segments"), number, count)
+    title, algorithm = _("export DICOM-SEG"), None if choice is None else made_by(choice)
     made_with = None if algorithm is None else algorithm.made_with
     text = prompt_file_text(prompt_file_content(prompts, volume, made_with=made_with)) if prompts else ""
-    name = segmentation_node.GetName()
-    return write_dicom_seg(
-        path, masks, volume, source_files=source_files, algorithm=algorithm, prompts_json=text, description=name
+    yield Stage(title, 0, 2)
+    dataset, notes = make_dicom_seg(
+        masks,
+        volume,
+        source_files=source_files,
+        algorithm=algorithm,
+        prompts_json=text,
+        description=segments.node.GetName(),
     )
+    yield Stage(title, 1, 2)
+    save_dicom(dataset, path)
+    yield " ".join([_("Exported {name}.").format(name=Path(path).name), *notes])

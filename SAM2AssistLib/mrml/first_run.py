@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.catalogue import CATALOGUE
-from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.errors import InputError, InstallError
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -54,6 +55,21 @@ class MissingPackage:
         return listed.format(package=self.requirement, size=self.size_mb, by=self.by)
 
 
+@dataclass(frozen=True)
+class Installing:
+    """A package whose turn it is.
+
+    Attributes
+    ----------
+    requirement : as pip takes it.
+    number, total : which of how many, from 1.
+    """
+
+    requirement: str
+    number: int
+    total: int
+
+
 def missing_packages(requirements_file: Path) -> list[MissingPackage]:
     """List what is missing or too old, in the order in which it has to be installed; empty if all is there."""
     wanted = [(TORCH, _("the PyTorch extension")), *((line, "pip") for line in requirement_lines(requirements_file))]
@@ -65,14 +81,23 @@ def missing_packages(requirements_file: Path) -> list[MissingPackage]:
     ]
 
 
+def describe(missing: Sequence[MissingPackage]) -> str:
+    """List packages for the user, each on a line of its own, and the room all of them take."""
+    total = _("About {size} MB in all.").format(size=sum(item.size_mb for item in missing))
+    return "\n".join([_("Needed before the first prompt:"), *map(str, missing), total])
+
+
 def requirement_lines(requirements_file: Path) -> list[str]:
     """Read the requirements of a file, without comments."""
     lines = (line.partition("#")[0].strip() for line in requirements_file.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
 
 
-def install(requirements_file: Path, wheel_folder: str = "") -> None:
-    """Install what is missing, asking first; call it in the main thread.
+def installing(requirements_file: Path, wheel_folder: str = "") -> Iterator[Installing]:
+    """Install what is missing, one package after another, for a user who has seen the list; call it in the main thread.
+
+    Each package is told before it is installed; whoever asks for no further one has cancelled the rest, and what is
+    installed by then stays.
 
     Parameters
     ----------
@@ -84,27 +109,27 @@ def install(requirements_file: Path, wheel_folder: str = "") -> None:
     ------
     InputError
         If the PyTorch extension is needed and not installed, or there is no such folder.
-    RuntimeError
-        If the user declines or pip fails, as Slicer's installers raise it.
+    InstallError
+        If a package cannot be installed; the sentence names it and says what to do.
+    ModelError
+        If weights in the folder are not what their publisher has published.
     """
-    import slicer.packaging
-
     if wheel_folder and not Path(wheel_folder).is_dir():
         said = _("There is no folder {folder}; choose the one that holds the wheels.")
         raise InputError(said.format(folder=wheel_folder))
-    needed = {_name(item.requirement): item.requirement for item in missing_packages(requirements_file)}
-    with _constraints() as constraints:
-        source = f"--no-index --find-links {_quoted(wheel_folder)}" if wheel_folder else ""
-        if "torch" in needed:
-            _install_torch(needed.pop("torch"), source, constraints)
-        sam2 = needed.pop("sam2", None)
-        if needed and source:
-            slicer.packaging.pip_install(f"{' '.join(needed.values())} {source}", constraints=constraints)
-        elif needed:
-            slicer.packaging.pip_ensure(list(needed.values()), constraints=constraints, requester="SAM2Assist")
-        if sam2 is not None:
-            os.environ["SAM2_BUILD_CUDA"] = "0"  # its CUDA kernel only cleans masks, and needs a compiler
-            slicer.packaging.pip_install(f"{sam2} --no-deps --no-build-isolation {source}".strip())
+    source = f"--no-index --find-links {_quoted(wheel_folder)}" if wheel_folder else ""
+    missing = [item.requirement for item in missing_packages(requirements_file)]
+    for number, requirement in enumerate(missing, start=1):
+        yield Installing(requirement, number, len(missing))
+        try:
+            _install(requirement, source)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            said = _(
+                "{package} could not be installed, number {number} of {total} ({reason}); check the connection to the"
+                " internet or choose a folder of wheels, and press the button again to go on from there."
+            )
+            told = said.format(package=requirement, number=number, total=len(missing), reason=error)
+            raise InstallError(told) from error
     if wheel_folder:
         place_weights(Path(wheel_folder))
 
@@ -123,12 +148,21 @@ def place_weights(folder: Path) -> list[str]:
     return [spec.name for spec in found]
 
 
-def _install_torch(requirement: str, source: str, constraints: Path) -> None:
+def _install(requirement: str, source: str) -> None:
+    """Install one package; what is there by then, torch among it, stays at its version."""
     import slicer.packaging
 
-    if source:
-        slicer.packaging.pip_install(f"{requirement} {source}", constraints=constraints)
-        return
+    if requirement == SAM2:
+        os.environ["SAM2_BUILD_CUDA"] = "0"  # its CUDA kernel only cleans masks, and needs a compiler
+        slicer.packaging.pip_install(f"{requirement} --no-deps --no-build-isolation {source}".strip())
+    elif requirement == TORCH and not source:
+        _install_torch(requirement)
+    else:
+        with _constraints() as constraints:
+            slicer.packaging.pip_install(f"{requirement} {source}".strip(), constraints=constraints)
+
+
+def _install_torch(requirement: str) -> None:
     try:
         import PyTorchUtils  # type: ignore[import-not-found]
     except ImportError as error:

@@ -11,11 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 from SAM2AssistLib.volume import CTVolume
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.segment import PlacedPrompt
+
+_ = translator(__file__)
 
 DECIMALS = 6
 """Positions are kept to a nanometer, so that a node that is made again has the same prompt."""
@@ -25,6 +28,10 @@ SCRIBBLE_POINTS = 8
 
 FLAT_BELOW_VOXELS = 0.75
 """A box thinner than this across the slices is meant for one slice."""
+
+
+SOLID_BOX = "solid box"
+"""What is placed by the tool for boxes in three dimensions; as a gesture it is a box like any other."""
 
 
 class Kind(Enum):
@@ -108,10 +115,10 @@ def box_around(volume: CTVolume, corners_ijk: NDArray[np.float64], axis: int) ->
     low, high = corners_ijk.min(axis=0), corners_ijk.max(axis=0)
     last = np.array(volume.shape_kji[::-1]) - 1.0
     if (high < -0.5).any() or (low > last + 0.5).any():
-        raise InputError("The box lies outside the volume; draw it on the image.")
+        raise InputError(_("The box lies outside the volume; draw it on the image."))
     flat = [a for a in (axis, *({0, 1, 2} - {axis})) if high[2 - a] - low[2 - a] < FLAT_BELOW_VOXELS]
     if len(flat) > 1:
-        raise InputError("The box is a line; draw it from one corner of the structure to the opposite one.")
+        raise InputError(_("The box is a line; draw it from one corner of the structure to the opposite one."))
     low, high = low.clip(0, last), high.clip(0, last)
     if flat:
         across = 2 - flat[0]
@@ -146,7 +153,7 @@ def lasso_prompts(volume: CTVolume, index_ijk: NDArray[np.float64], axis: int) -
     shape = tuple(n for a, n in enumerate(volume.shape_kji) if a != axis)
     inside = polygon2mask(shape, rows_columns)
     if not inside.any():
-        raise InputError("The lasso encloses no pixel; draw it around the structure.")
+        raise InputError(_("The lasso encloses no pixel; draw it around the structure."))
     depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
     deepest = np.insert(np.array(np.unravel_index(int(depth.argmax()), shape), float), axis, index)
     return [box, PointPrompt(_three(deepest[::-1]), True)]

@@ -5,7 +5,7 @@ It knows what every segment holds that it has looked at, so that it can tell wha
 
 from __future__ import annotations
 
-from enum import Enum
+import time
 from typing import Any
 
 import numpy as np
@@ -13,52 +13,11 @@ from numpy.typing import NDArray
 
 from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, KnownMask, packed, unpacked
-from SAM2AssistLib.mrml.voxels import Grid, LabelmapState, SegmentVoxels
+from SAM2AssistLib.mrml.masking import Overlap, Rules
+from SAM2AssistLib.mrml.voxels import Grid, LabelmapState, SegmentVoxels, draw
 
-
-class Overlap(Enum):
-    """What a prediction does where other segments are; the choices of the Segment Editor, and one more."""
-
-    ALLOW = "allow overlap"
-    OVERWRITE_VISIBLE = "overwrite visible segments"
-    OVERWRITE_ALL = "overwrite all segments"
-    SPARE = "spare other segments"
-
-
-class EditableArea:
-    """Where the Segment Editor's masking lets a prediction change voxels.
-
-    Parameters
-    ----------
-    editor_node : vtkMRMLSegmentEditorNode, whose intensity range and "editable area" count.
-    volume_array : (k, j, i) voxels of the source volume.
-    """
-
-    def __init__(self, editor_node: Any, volume_array: NDArray[Any]) -> None:
-        self.editor_node, self.array = editor_node, volume_array
-
-    def of_slice(self, painter: Painter, axis: int, index: int) -> NDArray[np.bool_]:
-        """Return where one slice may be changed, bool (rows, columns)."""
-        import slicer
-
-        values = np.take(self.array, index, axis)
-        allowed = np.ones(values.shape, bool)
-        if self.editor_node.GetSourceVolumeIntensityMask():
-            low, high = self.editor_node.GetSourceVolumeIntensityMaskRange()
-            allowed &= (values >= low) & (values <= high)
-        modes, mode = slicer.vtkMRMLSegmentationNode, self.editor_node.GetMaskMode()
-        if mode == modes.EditAllowedEverywhere:
-            return allowed
-        if mode == modes.EditAllowedInsideSingleSegment:
-            masking = [self.editor_node.GetMaskSegmentID()]
-        else:
-            visible = mode in (modes.EditAllowedInsideVisibleSegments, modes.EditAllowedOutsideVisibleSegments)
-            masking = painter.segment_ids(visible_only=visible)
-        inside = np.zeros(values.shape, bool)
-        for segment_id in masking:
-            inside |= painter.voxels(segment_id).read_slice(axis, index)
-        outside = mode in (modes.EditAllowedOutsideAllSegments, modes.EditAllowedOutsideVisibleSegments)
-        return allowed & (~inside if outside else inside)
+DRAW_EVERY_S = 0.2
+"""While slices come, the views draw no oftener: each time costs all of them a picture."""
 
 
 class Painter:
@@ -69,22 +28,24 @@ class Painter:
     segmentation_node : vtkMRMLSegmentationNode
     grid : of the volume.
     axis : array axis along which segments are sliced that have no prompts yet.
+    source : (k, j, i) voxels of the source volume, for the intensity range of the masking.
+    rules : how predictions keep to masking and to other segments.
 
     Attributes
     ----------
-    overlap : what happens to other segments.
-    editable : bounds what predictions change, if set.
     known : by segment id, the voxels as they are known.
     """
 
-    def __init__(self, segmentation_node: Any, grid: Grid, axis: int) -> None:
-        self.node, self.grid, self.axis = segmentation_node, grid, axis
-        self.overlap = Overlap.ALLOW
-        self.editable: EditableArea | None = None
+    def __init__(
+        self, segmentation_node: Any, grid: Grid, axis: int, source: NDArray[Any], rules: Rules | None = None
+    ) -> None:
+        self.node, self.grid, self.axis, self.source = segmentation_node, grid, axis, source
+        self.rules = Rules() if rules is None else rules
         self.known: dict[str, KnownMask] = {}
         self._states: dict[str, LabelmapState | None] = {}
         self._untold: set[str] = set()
         self._unfinished: set[str] = set()
+        self._drawn_at = 0.0
 
     def has(self, segment_id: str) -> bool:
         """Whether the segment is there."""
@@ -159,22 +120,17 @@ class Painter:
         """
         known = self._along(patch.segment_id, patch.axis)
         place = patch.axis, patch.index
-        mask = patch.mask
-        if self.editable is not None:
+        painted = mask = patch.mask
+        values = np.moveaxis(self.source, patch.axis, 0)[patch.index]
+        editable = self.rules.editable(self, patch.segment_id, *place, values)
+        if editable is not None:
             before = unpacked(known.slices.get(patch.index, EMPTY), mask.shape)  # type: ignore[arg-type]
-            mask = np.where(self.editable.of_slice(self, *place), mask, before)
-        others = [s for s in self.segment_ids() if s != patch.segment_id] if self.overlap is not Overlap.ALLOW else []
-        if self.overlap is Overlap.SPARE:
-            for other in others:
-                mask = mask & ~self.voxels(other).read_slice(*place)
-            others = []
-        if self.overlap is Overlap.OVERWRITE_VISIBLE:
-            others = [s for s in self.segment_ids(visible_only=True) if s != patch.segment_id]
+            painted, mask = mask & editable, np.where(editable, mask, before)
         entries = []
-        for other in others:
+        for other in self._overwritten(patch.segment_id):
             theirs = self.voxels(other).read_slice(*place)
-            if (theirs & mask).any():
-                entries += self._put(other, *place, theirs & ~mask)
+            if (theirs & painted).any():
+                entries += self._put(other, *place, theirs & ~painted)
         return entries + self._put(patch.segment_id, *place, mask)
 
     def apply(self, entries: list[Entry]) -> None:
@@ -185,21 +141,35 @@ class Painter:
                 self._put(entry.segment_id, entry.axis, entry.index, unpacked(entry.after, shape))  # type: ignore[arg-type]
 
     def announce(self) -> None:
-        """Let the views show what has been written since."""
+        """Tell what has been written since, and let the views draw it if they have not just done so."""
+        if self._untold and time.monotonic() - self._drawn_at >= DRAW_EVERY_S:
+            self._drawn_at = time.monotonic()
+            draw(self.node)
         for segment_id in sorted(self._untold):
             self.voxels(segment_id).announce()
             self._states[segment_id] = self.voxels(segment_id).state()
         self._untold.clear()
 
-    def finish(self) -> None:
-        """Tell everybody that the segments are as they will stay."""
-        for segment_id in sorted(self._unfinished):
-            self.voxels(segment_id).finish()
+    def finish(self) -> list[str]:
+        """Tell everybody that the segments are as they will stay; returns those whose surface is out of date."""
+        outdated = []
+        for segment_id in sorted(filter(self.has, self._unfinished)):
+            if self.voxels(segment_id).finish():
+                outdated.append(segment_id)
             self._states[segment_id] = self.voxels(segment_id).state()
         self._untold.clear()
         self._unfinished.clear()
+        return outdated
 
     # Inside
+
+    def _overwritten(self, segment_id: str) -> list[str]:
+        """List the segments that give way to a prediction for a segment."""
+        overlap = self.rules.overlap()
+        if overlap is Overlap.ALLOW:
+            return []
+        ids = self.segment_ids(visible_only=overlap is Overlap.OVERWRITE_VISIBLE)
+        return [other for other in ids if other != segment_id]
 
     def _put(self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_]) -> list[Entry]:
         known = self._along(segment_id, axis)

@@ -7,9 +7,8 @@ gesture can be tested without a window.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,16 +16,21 @@ import numpy as np
 from SAM2AssistLib.engine.catalogue import find_model, model_names
 from SAM2AssistLib.engine.store import is_present
 from SAM2AssistLib.errors import InputError, SAM2AssistError
+from SAM2AssistLib.io.atomic import check_place
 from SAM2AssistLib.mrml import export, nodes
 from SAM2AssistLib.mrml.assistant import Assistant, EngineChoice
 from SAM2AssistLib.mrml.auto import AutoMode
-from SAM2AssistLib.mrml.gestures import Kind
+from SAM2AssistLib.mrml.first_run import Installing, MissingPackage, describe
+from SAM2AssistLib.mrml.gestures import SOLID_BOX, Kind
+from SAM2AssistLib.mrml.jobs import Jobs
+from SAM2AssistLib.mrml.listener import Listener
+from SAM2AssistLib.mrml.masking import Rules
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
-from SAM2AssistLib.mrml.painting import EditableArea, Overlap
 from SAM2AssistLib.mrml.preview import Preview
 from SAM2AssistLib.mrml.strip import strip_ppm
+from SAM2AssistLib.mrml.volumes import look_at_volume
 from SAM2AssistLib.mrml.words import translator
-from SAM2AssistLib.mrml.workspace import Listener, Workspace
+from SAM2AssistLib.mrml.workspace import Workspace
 
 _ = translator(__file__)
 
@@ -71,26 +75,27 @@ class Panel:
         self.scene, self.assistant, self.view = scene, assistant, view
         self.volume_node: Any = None
         self.segmentation_node: Any = None
-        self.installed = True
-        self._auto_propagate, self._live_preview, self._along = True, True, "automatic"
+        self.installed, self._installing = True, False
+        self._live_preview = True
         self._placing: tuple[str, bool] | None = None
         self._entered = False
+        self.jobs = Jobs(assistant.worker, view, self._failed)
         self._auto = AutoMode(self)
         self._preview = Preview(scene)
         self._observations: list[Observation] = []
         listener = assistant.listener
         listener.error, listener.progress = self._failed, view.showProgress
         listener.confidence, listener.changed = self.show_confidence, view.showBusy
-        listener.step = self._before_step
+        listener.step, listener.note = self._before_step, view.showStatus
+        assistant.rules.editor_node = self.editor_node
 
     def close(self) -> None:
         """Let go of the scene; the view is told nothing any more."""
         self.exit()
         self._preview.close()
-        quiet = Listener()
-        listener = self.assistant.listener
-        listener.error, listener.progress = quiet.error, quiet.progress
-        listener.confidence, listener.changed, listener.step = quiet.confidence, quiet.changed, quiet.step
+        self.jobs.close()
+        self.assistant.rules.editor_node = Rules().editor_node
+        vars(self.assistant.listener).update(vars(Listener()))
 
     # Coming and going
 
@@ -124,8 +129,8 @@ class Panel:
             self.volume_node = self.segmentation_node = None
         else:
             self.volume_node, self.segmentation_node = parameters.volume, parameters.segmentation
-            self._auto_propagate, self._live_preview = parameters.autoPropagate, parameters.livePreview
-            self._along = parameters.axis
+            self._live_preview, rules = parameters.livePreview, self.assistant.rules
+            rules.auto_propagate, rules.along = parameters.autoPropagate, parameters.axis
             adapter = str(parameters.adapter or "")
             self.assistant.choice = EngineChoice(
                 parameters.model, parameters.device, adapter if adapter not in ("", ".") else None
@@ -143,6 +148,38 @@ class Panel:
         if newly and self._entered:
             self.refresh_classes()
             self.prepare()
+
+    def install(self, steps: Iterable[Installing], take_turn: Callable[[], None]) -> None:
+        """Install packages one after another, in the main thread, as Slicer wants it; `cancel` ends it between two.
+
+        Parameters
+        ----------
+        steps : see `first_run.installing`.
+        take_turn : lets the window show what has come, and take in the press of a button.
+        """
+        if self._installing:
+            return
+        self._installing = True
+        with self._guarded():
+            for step in steps:
+                title = _("Installing {package}").format(package=step.requirement)
+                self.view.showProgress(title, step.number, step.total)
+                said = _("Installing {package}, number {number} of {total}.")
+                self.view.showStatus(said.format(package=step.requirement, number=step.number, total=step.total))
+                self.view.updateButtons()
+                take_turn()
+                if not self._installing:
+                    said = _("Cancelled before {package}; press the button again to go on from there.")
+                    self.view.showStatus(said.format(package=step.requirement))
+                    break
+            else:
+                self.view.showStatus(_("All packages are installed."))
+        self._installing = False
+        self.view.showProgress("", 0, 0)
+
+    def setup_description(self, missing: Sequence[MissingPackage]) -> str:
+        """List what has to be installed, and the room it takes."""
+        return describe(missing)
 
     def prepare(self) -> None:
         """Load the engine and look at the slice in view, so that the first click is answered at once."""
@@ -194,9 +231,7 @@ class Panel:
             self.view.showSegmentation(nodes.make_segmentation(self.scene, self.volume_node))
         else:
             nodes.link_to_volume(self.segmentation_node, self.volume_node)
-        workspace = self.assistant.open(self.volume_node, self.segmentation_node, self._along)
-        workspace.auto_propagate = self._auto_propagate
-        self._apply_masking(workspace)
+        workspace = self.assistant.open(self.volume_node, self.segmentation_node)
         for sentence in workspace.desk.volume.warnings:
             self.view.showStatus(sentence)
         return workspace
@@ -225,8 +260,8 @@ class Panel:
         return self.installed and self.volume_node is not None
 
     def busy(self) -> bool:
-        """Whether the engine works."""
-        return self.assistant.worker.busy
+        """Whether the engine works, or packages are installed."""
+        return self._installing or self.assistant.worker.busy
 
     def placing(self) -> tuple[str, bool] | None:
         """Return kind and sign of the prompt that is being placed."""
@@ -243,17 +278,24 @@ class Panel:
     # Deeds
 
     def start_placing(self, kind: str, positive: bool) -> None:
-        """Let clicks in the views place prompts of a kind in the chosen segment."""
+        """Let clicks in the views place prompts of a kind in the chosen segment.
+
+        Parameters
+        ----------
+        kind : a value of `Kind`, or `SOLID_BOX`.
+        positive : whether they are inside the segment.
+        """
+        drawn = Kind.BOX if kind == SOLID_BOX else Kind(kind)
         self.stop_placing()
         with self._guarded():
             workspace = self.workspace(make=True)
             segment_id = self.segment_id(make=True)
             assert workspace is not None
             assert segment_id is not None
-            node = workspace.prompts.node_for(segment_id, Kind(kind), positive=positive)
-            if Kind(kind) is not Kind.POINT:
-                workspace.prompts.begin_drawing(node)
-            nodes.start_placing(self.scene, node, Kind(kind))
+            node = workspace.prompts.node_for(segment_id, drawn, positive=positive)
+            if drawn is not Kind.POINT:
+                workspace.prompts.begin_drawing(node, solid=kind == SOLID_BOX)
+            nodes.start_placing(self.scene, node, drawn)
             self._placing = (kind, positive)
 
     def stop_placing(self) -> None:
@@ -288,6 +330,8 @@ class Panel:
         """End what is running."""
         for workspace in self.assistant.workspaces:
             workspace.cancel()
+        self.jobs.cancel()
+        self._installing = False
         self.view.showStatus(_("Cancelled; finished slices were kept."))
 
     def next_doubtful(self) -> None:
@@ -298,28 +342,33 @@ class Panel:
                 workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, self._jump)
 
     def save_nrrd(self, path: str) -> None:
-        """Save the segmentation."""
+        """Save the segmentation as it is now."""
         with self._guarded():
-            export.save_nrrd(self._segmentation(), path)
-            self.view.showStatus(_("Saved {name}.").format(name=Path(path).name))
+            check_place(path)
+            segments = export.Snapshot.of(self.volume_node, self._segmentation())
+            self.jobs.start(_("save as NRRD"), lambda: export.save_nrrd(segments, path), self.view.showStatus)
 
     def export_dicom_seg(self, path: str, file_of: Callable[[str], str]) -> None:
-        """Export the segmentation as a DICOM Segmentation object."""
+        """Export the segmentation as it is now as a DICOM Segmentation object."""
         with self._guarded():
-            node = self._segmentation()
+            check_place(path)
+            segments = export.Snapshot.of(self.volume_node, self._segmentation())
+            volume, _read = look_at_volume(self.volume_node)
             files = export.dicom_files_of(self.volume_node, file_of)
             workspaces = self._current()  # none, if the segmentation is not of this program
-            made_by = export.made_by(self.assistant.choice) if workspaces else None
+            choice = self.assistant.choice if workspaces else None
             prompts = [request for workspace in workspaces for request in export.prompts_of(workspace)]
-            notes = export.export_dicom_seg(self.volume_node, node, files, path, made_by, prompts)
-            self.view.showStatus(" ".join([_("Exported {name}.").format(name=Path(path).name), *notes]))
+            self.jobs.start(
+                _("export DICOM-SEG"),
+                lambda: export.export_dicom_seg(segments, volume, files, path, choice, prompts),
+                self.view.showStatus,
+            )
 
     def add_to_support_library(self) -> None:
         """Keep this case as an example for Auto-Segment."""
         with self._guarded():
             work = self._auto.add_support(self._segmentation())
-            self.assistant.worker.submit("add support", work, self._support_added, self.failed_if)
-            self.view.showBusy()
+            self.jobs.start(_("add to the support library"), work, self._support_added)
 
     def class_names(self) -> list[str]:
         """List what Auto-Segment can look for."""
@@ -329,10 +378,11 @@ class Panel:
         """Look for what Auto-Segment can learn from."""
         if self.installed:
             self._auto.refresh(self.view.updateClasses)
-            self.view.showBusy()
 
     def auto_description(self, classes: Sequence[str]) -> str:
         """Say beforehand what Auto-Segment will do."""
+        if not self.installed:
+            return _("What can be looked for is listed once the packages of the first run are installed.")
         return self._auto.description(classes)
 
     def show_confidence(self) -> None:
@@ -344,7 +394,9 @@ class Panel:
 
     def deliver(self) -> bool:
         """Take in what the engine has found; returns whether there is more to wait for."""
-        busy = self.assistant.pump()
+        with self._guarded():
+            self.assistant.pump()
+        busy = self.assistant.busy
         if not busy:
             self.view.updateButtons()
         return busy
@@ -365,19 +417,6 @@ class Panel:
             for workspace in self._current():
                 title = deed(workspace)
                 self.view.showStatus(done.format(step=title) if title else _("There is no further step."))
-
-    def _apply_masking(self, workspace: Workspace) -> None:
-        """Let predictions keep to the editor's masking: overlap, editable area, intensity range."""
-        import slicer
-
-        editor = self.editor_node()
-        workspace.overlap = {
-            editor.OverwriteAllSegments: Overlap.OVERWRITE_ALL,
-            editor.OverwriteVisibleSegments: Overlap.OVERWRITE_VISIBLE,
-        }.get(editor.GetOverwriteMode(), Overlap.ALLOW)
-        everywhere = editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
-        bounded = not everywhere or editor.GetSourceVolumeIntensityMask()
-        workspace.painter.editable = EditableArea(editor, workspace.desk.volume.array) if bounded else None
 
     def _before_step(self, workspace: Workspace) -> None:
         """Let the Segment Editor's undo take back what the engine does, too; a large copy is not worth it."""
@@ -417,29 +456,26 @@ class Panel:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Tell the user what he can understand."""
+        """Tell the user what went wrong; beyond here an error would be nothing but lines in the console."""
         try:
             yield
-        except SAM2AssistError as error:
-            self.view.showError(str(error))
-
-    def failed_if(self, error: BaseException | None) -> None:
-        """Tell the user of an error, if there is one; ends a task of the worker."""
-        if error is not None:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user has pressed a button and waits
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
+        """Tell the user of an error in a sentence; one that nobody has foreseen is logged with where it came from."""
         if isinstance(error, SAM2AssistError):
-            self.view.showError(str(error))
-            return
-        logging.error("SAM2 Assist: the engine failed", exc_info=error)
-        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-            self.view.showError(
-                _(
-                    "There is not enough memory for this model; choose a smaller model or the device 'cpu' under"
-                    " Advanced."
-                )
+            sentence = str(error)
+        elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            sentence = _(
+                "There is not enough memory; close what is not needed, or choose a smaller model or the device 'cpu'"
+                " under Advanced."
             )
+        elif isinstance(error, OSError):
+            said = _("A file cannot be read or written ({reason}); check the place and the free space.")
+            sentence = said.format(reason=str(error) or type(error).__name__)
         else:
-            failed = _("The engine failed ({error}); what was finished stays, see the Python console.")
-            self.view.showError(failed.format(error=f"{type(error).__name__}: {error}"))
+            logging.error("SAM2 Assist: unexpected error", exc_info=error)
+            said = _("Something unexpected happened ({error}); what was finished stays, the log says more.")
+            sentence = said.format(error=f"{type(error).__name__}: {error}")
+        self.view.showError(sentence)

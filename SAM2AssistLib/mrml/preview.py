@@ -10,7 +10,7 @@ from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.gestures import Gesture, Kind
 from SAM2AssistLib.mrml.volumes import world_to_local
-from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels, draw
 from SAM2AssistLib.mrml.workspace import Workspace
 
 NAME = "SAM2 Assist preview"
@@ -60,6 +60,7 @@ class Preview:
         self._clear(voxels)
         voxels.write_slice(patch.axis, patch.index, patch.mask)
         voxels.announce()
+        draw(self._node)
         self._shown = (patch.axis, patch.index)
 
     def hide(self) -> None:

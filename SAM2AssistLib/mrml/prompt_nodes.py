@@ -46,14 +46,13 @@ class PromptNodes:
     on_change : called with a segment's id after the user has added, moved or deleted one of its prompts.
     """
 
-    def __init__(
-        self, scene: Any, volume_node: Any, segmentation_node: Any, on_change: Callable[[str], None]
-    ) -> None:
+    def __init__(self, scene: Any, volume_node: Any, segmentation_node: Any, on_change: Callable[[str], None]) -> None:
         self.scene, self.volume_node, self.segmentation_node = scene, volume_node, segmentation_node
         self._on_change = on_change
         self._observed: dict[str, _Observed] = {}
         self._quiet = False
         self._drawn: Any = None
+        self._solid = False
         for node in self.nodes():
             self._observe(node)
 
@@ -89,12 +88,18 @@ class PromptNodes:
         nodes = (node for node in self.nodes(segment_id) if node is not self._drawn)
         return tuple(gesture for node in nodes for gesture in self._read(node))
 
-    def begin_drawing(self, node: Any) -> None:
-        """Leave a box, a scribble or a lasso out until it is finished."""
-        self._drawn = node
+    def begin_drawing(self, node: Any, *, solid: bool = False) -> None:
+        """Leave a box, a scribble or a lasso out until it is finished.
+
+        Parameters
+        ----------
+        node : that is drawn.
+        solid : whether a box gets a depth across the slice it is drawn on.
+        """
+        self._drawn, self._solid = node, solid
 
     def end_drawing(self) -> None:
-        """Take in what has been drawn: a box as flat as it was drawn; what was left unfinished is removed."""
+        """Take in what has been drawn: a box lies on its slice or is solid; what was left unfinished is removed."""
         node, self._drawn = self._drawn, None
         if node is None or self.scene.GetNodeByID(node.GetID()) is not node:
             return
@@ -102,7 +107,7 @@ class PromptNodes:
             if not self._read(node):
                 self._remove(node)
             elif _kind(node) is Kind.BOX:
-                _flatten(node)
+                _set_depth(node, solid=self._solid)
         self._on_change(node.GetAttribute(SEGMENT))
 
     def show(self, segment_id: str, gestures: Sequence[Gesture]) -> None:
@@ -237,6 +242,8 @@ class PromptNodes:
     def changed(self, node: Any) -> None:
         """Take note that the user has changed a prompt node."""
         if not self._quiet and node is not self._drawn:
+            if _kind(node) is Kind.BOX:
+                _show_in_3d(node)
             self._on_change(node.GetAttribute(SEGMENT))
 
     def node_removed(self, node: Any) -> None:
@@ -337,8 +344,12 @@ def _box_corners(node: Any) -> NDArray[np.float64]:
     return moved(array_of(node.GetObjectToNodeMatrix()), signs * size)
 
 
-def _flatten(node: Any) -> None:
-    """Let an ROI lie on the slice it was drawn on; Slicer gives it a depth, of which the user has said nothing."""
+def _set_depth(node: Any, *, solid: bool) -> None:
+    """Let an ROI lie on the slice it was drawn on, or be as deep as its shorter side is long.
+
+    Slicer gives it a depth of its own, of which the user has said nothing. Most organs are about as deep as they are
+    wide; the handles of the ROI in the other views change it.
+    """
     center, scene = np.array(node.GetCenterWorld()), node.GetScene()
     count = scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")
     planes = [array_of(scene.GetNthNodeByClass(n, "vtkMRMLSliceNode").GetSliceToRAS()) for n in range(count)]
@@ -347,8 +358,14 @@ def _flatten(node: Any) -> None:
     plane = min(planes, key=lambda p: abs(float((center - p[:3, 3]) @ p[:3, 2])))
     across = int(np.abs(array_of(node.GetObjectToWorldMatrix())[:3, :3].T @ plane[:3, 2]).argmax())
     size = [float(s) for s in node.GetSize()]
-    size[across] = 0.0
+    size[across] = min(side for axis, side in enumerate(size) if axis != across) if solid else 0.0
     node.SetSize(*size)
+    _show_in_3d(node)
+
+
+def _show_in_3d(node: Any) -> None:
+    """Show a box in 3D views if it is one; a flat one says something of a single slice, and hides surfaces there."""
+    node.GetDisplayNode().SetVisibility3D(min(node.GetSize()) > 0)
 
 
 def _set_box(node: Any, corners: NDArray[np.float64]) -> None:
@@ -367,3 +384,4 @@ def _set_box(node: Any, corners: NDArray[np.float64]) -> None:
         matrix.SetElement(row, 3, float(corners[:, row].mean()))
     node.SetAndObserveObjectToNodeMatrix(matrix)
     node.SetSize(*(float(s) for s in size))
+    _show_in_3d(node)

@@ -9,7 +9,7 @@ from typing import Any
 from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.nodes import add_segment, make_segmentation
 from SAM2AssistLib.mrml.painting import Painter
-from SAM2AssistLib.mrml.volumes import volume_from_node
+from SAM2AssistLib.mrml.volumes import array_view, volume_from_node
 from SAM2AssistLib.mrml.voxels import Grid
 
 
@@ -54,7 +54,7 @@ def segment_from_file(
             if on_progress is not None:
                 on_progress(step.done, step.total)
         node = make_segmentation(scene, volume_node)
-        painter = Painter(node, Grid.of(volume_node, node), axis=0)
+        painter = Painter(node, Grid.of(volume_node, node), 0, array_view(volume_node))
         for segment in session.segments:
             segment_id, mask = add_segment(node, segment.name), session.mask_view(segment)
             for index in range(mask.shape[0]):

@@ -30,9 +30,7 @@ def strip_ppm(values: NDArray[np.floating], width: int, height: int, prompted: S
     The picture as a binary portable pixmap (PPM), which Qt reads.
     """
     share = np.clip((values - UNSURE_BELOW) / (SURE_FROM - UNSURE_BELOW), 0, 1)[:, None]
-    colors = np.where(
-        share < 0.5, _UNSURE + (_HALF - _UNSURE) * 2 * share, _HALF + (_SURE - _HALF) * (2 * share - 1)
-    )
+    colors = np.where(share < 0.5, _UNSURE + (_HALF - _UNSURE) * 2 * share, _HALF + (_SURE - _HALF) * (2 * share - 1))
     colors[np.isnan(values)] = _UNSEEN
     # The least sure slice of those that share a pixel is the one to show.
     edges = np.linspace(0, len(values), width + 1)

@@ -6,6 +6,7 @@ all its prompts is the same volume. World points are carried over with `world_to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.volume import LPS_TO_RAS, CTVolume
 
-NOT_HU = (
+_ = translator(__file__)
+
+NOT_HU = _(
     "The darkest voxel of {name} is {darkest}, so it is probably no CT in Hounsfield units; a window is chosen"
     " automatically and results may be worse."
 )
@@ -79,8 +83,10 @@ def local_to_world(node: Any) -> NDArray[np.float64]:
     matrix = vtk.vtkMatrix4x4()
     if not (parent.IsTransformToWorldLinear() and parent.GetMatrixTransformToWorld(matrix)):
         raise InputError(
-            f"{node.GetName()} is under the non-linear transform {parent.GetName()}; harden it on the volume in the"
-            " Transforms module, which resamples it, and choose the result."
+            _(
+                "{name} is under the non-linear transform {transform}; harden it on the volume in the Transforms"
+                " module, which resamples it, and choose the result."
+            ).format(name=node.GetName(), transform=parent.GetName())
         )
     return array_of(matrix)
 
@@ -96,35 +102,62 @@ def world_to_local(node: Any, points_ras: ArrayLike) -> NDArray[np.float64]:
 
 
 def volume_from_node(node: Any) -> CTVolume:
-    """Copy a volume node, in its own RAS coordinates.
+    """Return a volume node as a CT volume, in its own RAS coordinates; converts its voxels where they are no int16.
+
+    Parameters and errors are those of `look_at_volume`, and what it returns is what that function's reader does.
+    """
+    return look_at_volume(node)[1]()
+
+
+def look_at_volume(node: Any) -> tuple[CTVolume, Callable[[], CTVolume]]:
+    """Look at a volume node in the window's thread, which takes no time however large it is.
+
+    Voxels of int16, as CT has them, are not copied: the volume looks at VTK's own array, which lives on while it does.
+    Whoever changes voxels in place changes them there too; `voxel_state` tells, and a workspace then ends what it does.
 
     Parameters
     ----------
     node : vtkMRMLScalarVolumeNode
         One component, in HU; under no or under a linear transform.
 
+    Returns
+    -------
+    outline : CTVolume
+        Grid and warnings; its voxels are all 0 where they have to be converted first.
+    read : callable
+        Gives the volume with its voxels, in any thread; raises InputError if they are no finite numbers.
+
     Raises
     ------
     InputError
-        If there is no node or no image, if the node is under a non-linear transform, or if its voxels or its grid
-        cannot be used; the sentence names it.
+        If there is no node or no image, if the node is under a non-linear transform, or if its grid cannot be used; the
+        sentence names it.
     """
-    if node is None or node.GetImageData() is None or not node.GetImageData().GetNumberOfPoints():
-        raise InputError(f"{node.GetName() if node is not None else 'The input'} has no image; choose a CT volume.")
-    if node.GetImageData().GetNumberOfScalarComponents() != 1:
-        raise InputError(f"{node.GetName()} is a color image; choose a CT volume with one value for each voxel.")
+    image = None if node is None else node.GetImageData()
+    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
+        raise InputError(
+            _("{name} has no image; choose a CT volume.").format(
+                name=node.GetName() if node is not None else _("The input")
+            )
+        )
+    if image.GetNumberOfScalarComponents() != 1:
+        said = _("{name} is a color image; choose a CT volume with one value for each voxel.")
+        raise InputError(said.format(name=node.GetName()))
     local_to_world(node)  # refuses what is warped
-    matrix = LPS_TO_RAS @ ijk_to_ras(node)
-    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    try:
-        volume = CTVolume.from_array(_array_view(node), tuple(spacing), matrix)  # copies what VTK owns
-    except InputError as error:
-        raise InputError(f"{node.GetName()}: {error}") from error
-    darkest = int(volume.array.min())
-    if darkest < AIR_BELOW_HU:
-        return volume
-    note = NOT_HU.format(name=node.GetName(), darkest=darkest)
-    return CTVolume(volume.array, volume.ijk_to_lps, warnings=(*volume.warnings, note))
+    name, matrix = node.GetName(), LPS_TO_RAS @ ijk_to_ras(node)
+    darkest = image.GetScalarRange()[0]  # VTK keeps it; the views have asked for it before
+    notes = () if darkest < AIR_BELOW_HU else (NOT_HU.format(name=name, darkest=f"{darkest:.0f}"),)
+    voxels = array_view(node)
+
+    def read(array: NDArray[Any] = voxels) -> CTVolume:
+        spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+        try:
+            return CTVolume.from_array(array, tuple(spacing), matrix, warnings=notes)
+        except InputError as error:
+            raise InputError(_("{name}: {reason}").format(name=name, reason=error)) from error
+
+    outline = read(voxels if voxels.dtype == np.int16 else np.broadcast_to(np.int16(0), voxels.shape))
+    return outline, read
 
 
 def automatic_axis(volume: CTVolume) -> int:
@@ -140,8 +173,11 @@ def automatic_axis(volume: CTVolume) -> int:
     return volume.array_axis_of("axial")
 
 
-def _array_view(node: Any) -> NDArray[Any]:
+def array_view(node: Any) -> NDArray[Any]:
+    """Return the voxels (k, j, i) of a volume node, read-only and without a copy."""
     from vtk.util.numpy_support import vtk_to_numpy
 
     image = node.GetImageData()
-    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    view = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+    view.flags.writeable = False
+    return view

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, voxels_modified
+from SAM2AssistLib.mrml.words import translator
+
+_ = translator(__file__)
 
 LABELMAP = "Binary labelmap"
 SURFACE = "Closed surface"
@@ -124,7 +127,7 @@ class SegmentVoxels:
             image = self._resampled(image)
         offset = self._offset_ijk(image)
         assert offset is not None
-        values = _array(image)
+        values = array_of_labelmap(image)
         low = np.array(image.GetExtent()[::2]) + offset
         low_kji = low[::-1]
         inside = [
@@ -197,15 +200,19 @@ class SegmentVoxels:
             image.GetPointData().GetScalars().Modified()
         self.segmentation.InvokeEvent(self.segmentation.SourceRepresentationModified, self.segment_id)
 
-    def finish(self) -> None:
-        """Tell everybody, and make the closed surface again if it was there."""
+    def finish(self) -> bool:
+        """Tell everybody; returns whether there is a closed surface, which is now out of date."""
         image = self._image()
         if image is None:
-            return
-        had_surface = self.segmentation.ContainsRepresentation(SURFACE)
-        image.Modified()
-        if had_surface:
-            self.node.CreateClosedSurfaceRepresentation()
+            return False
+        segments = [self.segmentation.GetSegment(segment_id) for segment_id in self.segmentation.GetSegmentIDs()]
+        surfaces = [(segment, segment.GetRepresentation(SURFACE)) for segment in segments]
+        image.Modified()  # at which Slicer throws surfaces away
+        for segment, surface in surfaces:
+            if surface is not None and segment.GetRepresentation(SURFACE) is not surface:
+                segment.AddRepresentation(SURFACE, surface)
+        draw(self.node)
+        return self.segment.GetRepresentation(SURFACE) is not None
 
     # Inside
 
@@ -222,9 +229,9 @@ class SegmentVoxels:
         if offset is None:
             return None
         first = (np.array(image.GetExtent()[::2]) + offset)[::-1]
-        if (first < 0).any() or (first + _array(image).shape > np.array(self.grid.shape_kji)).any():
+        if (first < 0).any() or (first + array_of_labelmap(image).shape > np.array(self.grid.shape_kji)).any():
             return None
-        return _array(image), first.astype(np.int64)
+        return array_of_labelmap(image), first.astype(np.int64)
 
     def _offset_ijk(self, image: Any) -> NDArray[np.int64] | None:
         """Voxels (i, j, k) by which the labelmap's indices differ from the volume's; None if it is on another grid."""
@@ -249,16 +256,18 @@ class SegmentVoxels:
         result = slicer.vtkOrientedImageData()
         resample = slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage
         if not resample(image, reference, result, False, False):
-            raise InputError(f"{self.segment.GetName()} cannot be resampled to the volume's grid; export it first.")
+            said = _("{name} cannot be resampled to the volume's grid; export it first.")
+            raise InputError(said.format(name=self.segment.GetName()))
         return result
 
     def _own_layer(self) -> None:
         """Make sure that the labelmap belongs to this segment alone and lies on the grid."""
         if self.segmentation.GetSourceRepresentationName() != LABELMAP:
-            raise InputError(
-                f"The segmentation {self.node.GetName()} does not consist of labelmaps; make 'Binary labelmap' its"
-                " source representation in the Segmentations module."
+            said = _(
+                "The segmentation {name} does not consist of labelmaps; make 'Binary labelmap' its source"
+                " representation in the Segmentations module."
             )
+            raise InputError(said.format(name=self.node.GetName()))
         image = self._image()
         others = (self.segmentation.GetNthSegment(n) for n in range(self.segmentation.GetNumberOfSegments()))
         if image is not None and any(s is not self.segment and s.GetRepresentation(LABELMAP) is image for s in others):
@@ -272,7 +281,7 @@ class SegmentVoxels:
 
         k, j, i = self.grid.shape_kji
         image = self.grid.image((0, i - 1, 0, j - 1, 0, k - 1), vtk.VTK_UNSIGNED_CHAR)
-        _array(image)[...] = mask
+        array_of_labelmap(image)[...] = mask
         self.segment.SetLabelValue(1)
         self.segment.AddRepresentation(LABELMAP, image)
 
@@ -300,16 +309,23 @@ class SegmentVoxels:
         image = self.grid.image(tuple(extent), vtk.VTK_UNSIGNED_CHAR)
         if old is not None:
             place = tuple(slice(int(f - a), int(e - a) + 1) for f, e, a in zip(*old, low, strict=True))
-            np.equal(values, self.segment.GetLabelValue(), out=_array(image)[place], casting="unsafe")
+            np.equal(values, self.segment.GetLabelValue(), out=array_of_labelmap(image)[place], casting="unsafe")
         self.segment.SetLabelValue(1)
         self.segment.AddRepresentation(LABELMAP, image)
+
+
+def draw(segmentation_node: Any) -> None:
+    """Let the views draw a segmentation; changed voxels alone they show only when something else moves."""
+    display = segmentation_node.GetDisplayNode()
+    if display is not None:
+        display.Modified()
 
 
 def _has_voxels(image: Any) -> bool:
     return bool(image.GetNumberOfPoints()) and image.GetPointData().GetScalars() is not None
 
 
-def _array(image: Any) -> NDArray[Any]:
+def array_of_labelmap(image: Any) -> NDArray[Any]:
     """The values of a labelmap as (k, j, i), without a copy."""
     from vtk.util.numpy_support import vtk_to_numpy
 

@@ -7,51 +7,27 @@ to the segmentation as they come. A step of undo is what one gesture has led to,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from SAM2AssistLib.engine.worker import Task, Worker
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.mrml.desk import Confidence, Desk, Patch, Progress, Standing, Verdicts
-from SAM2AssistLib.mrml.gestures import Gesture, Kind
+from SAM2AssistLib.mrml.desk import Confidence, Desk, Note, Patch, Progress, Standing, Verdicts
+from SAM2AssistLib.mrml.gestures import Gesture
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, reverse, unpacked
+from SAM2AssistLib.mrml.listener import Listener, title_of
+from SAM2AssistLib.mrml.masking import Rules
 from SAM2AssistLib.mrml.nodes import follow_name
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
-from SAM2AssistLib.mrml.painting import Overlap, Painter
+from SAM2AssistLib.mrml.painting import Painter
 from SAM2AssistLib.mrml.prompt_nodes import SEGMENT, PromptNodes
+from SAM2AssistLib.mrml.surfaces import Surfaces
+from SAM2AssistLib.mrml.volumes import array_view, voxel_state
 from SAM2AssistLib.mrml.voxels import Grid
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
 
-_ADDED = {
-    Kind.POINT: _("add point"),
-    Kind.BOX: _("add box"),
-    Kind.SCRIBBLE: _("add scribble"),
-    Kind.LASSO: _("add lasso"),
-}
-
 End = Callable[["BaseException | None"], None]
-
-
-@dataclass
-class Listener:
-    """Whom a workspace tells what; all are called in the window's thread.
-
-    Attributes
-    ----------
-    error : with what went wrong; the message of a `SAM2AssistError` is a sentence for the user.
-    progress : with what is being done, slices done and slices in all; (title, 0, 0) at its end.
-    confidence : when the confidence of a segment has changed; see `Workspace.confidence`.
-    step : before a step of the user changes voxels, with the workspace.
-    changed : when undo, redo or the state of work may have become possible or impossible.
-    """
-
-    error: Callable[[BaseException], None] = lambda _error: None
-    progress: Callable[[str, int, int], None] = lambda _title, _done, _total: None
-    confidence: Callable[[], None] = lambda: None
-    step: Callable[[Workspace], None] = lambda _workspace: None
-    changed: Callable[[], None] = lambda: None
 
 
 class Workspace:
@@ -64,22 +40,34 @@ class Workspace:
     worker : the engine's thread.
     desk : its side of this workspace.
     listener : who is told.
+    rules : what the user has chosen, now and later.
+    surfaces : told of those that are out of date.
 
     Attributes
     ----------
-    auto_propagate : whether a propagation follows every prompt.
+    voxels : state of the volume that the engine looks at.
     confidence : of the engine in each segment.
     successor : gives the workspace of this pair as the volume is now; this one, most of the time.
     """
 
     def __init__(
-        self, scene: Any, volume_node: Any, segmentation_node: Any, worker: Worker, desk: Desk, listener: Listener
+        self,
+        scene: Any,
+        volume_node: Any,
+        segmentation_node: Any,
+        worker: Worker,
+        desk: Desk,
+        listener: Listener,
+        rules: Rules,
+        surfaces: Surfaces,
     ) -> None:
         self.scene, self.volume_node, self.segmentation_node = scene, volume_node, segmentation_node
         self.worker, self.desk, self.listener = worker, desk, listener
-        self.painter = Painter(segmentation_node, Grid.of(volume_node, segmentation_node), desk.axis)
+        self.rules, self.surfaces = rules, surfaces
+        self.voxels = voxel_state(volume_node)
+        grid = Grid.of(volume_node, segmentation_node)
+        self.painter = Painter(segmentation_node, grid, desk.axis, array_view(volume_node), rules)
         self.journal = Journal()
-        self.auto_propagate = True
         self.closed = False
         self.confidence: dict[str, Confidence] = {}
         self.successor: Callable[[], Workspace] = lambda: self
@@ -89,6 +77,7 @@ class Workspace:
         self._interrupted: set[str] = set()
         self._held: set[tuple[str, int, int]] = set()
         self._touched = False
+        self._cancels = 0
         self.prompts = PromptNodes(scene, volume_node, segmentation_node, self.prompts_changed)
         for segment_id in {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}:
             # Their result was saved with them, and the engine is shown it when the segment is worked on.
@@ -104,6 +93,8 @@ class Workspace:
             task.cancel()
         forget(self._observations)
         self.prompts.close()
+        if self.segmentation_node.GetScene() is not None and not self.scene.IsClosing():
+            self._finish()
         self.worker.submit("close", lambda: _nothing(self.desk.close))
         self.listener.changed()  # so that somebody delivers that this has ended
 
@@ -114,15 +105,6 @@ class Workspace:
         """Whether a task of this workspace has yet to end."""
         self._tasks = [task for task in self._tasks if task in self.worker.tasks]
         return bool(self._tasks)
-
-    @property
-    def overlap(self) -> Overlap:
-        """What happens to other segments under a prediction."""
-        return self.painter.overlap
-
-    @overlap.setter
-    def overlap(self, overlap: Overlap) -> None:
-        self.painter.overlap = overlap
 
     def prompts_changed(self, segment_id: str) -> None:
         """Go after a segment's prompt nodes as they are now."""
@@ -139,7 +121,7 @@ class Workspace:
             else:  # the volume shows another time point, or another model was chosen
                 current.take_over(segment_id, before)
                 current.prompts_changed(segment_id)
-        except InputError as error:
+        except (InputError, MemoryError) as error:
             self._take_prompts_back(segment_id, before, self.prompts.gestures(segment_id))
             self.listener.error(error)
 
@@ -148,20 +130,18 @@ class Workspace:
         self._synced[segment_id] = gestures
         self.desk.settle(segment_id, gestures)
 
-    def _follow_prompts(
-        self, segment_id: str, before: tuple[Gesture, ...], gestures: tuple[Gesture, ...]
-    ) -> None:
+    def _follow_prompts(self, segment_id: str, before: tuple[Gesture, ...], gestures: tuple[Gesture, ...]) -> None:
         self.absorb_edits(segment_id)
         self._synced[segment_id] = gestures
-        step = self._begin(_title(before, gestures))
-        name = self.painter.name(segment_id)
+        step = self._begin(title_of(before, gestures))
+        name, cancels = self.painter.name(segment_id), self._cancels
 
         def ended(error: BaseException | None) -> None:
             if error is not None:
                 self.journal.drop(step)
                 self._take_prompts_back(segment_id, before, gestures)
                 self._told(error)
-            elif self.auto_propagate and not self.busy:
+            elif self.rules.auto_propagate and self._cancels == cancels and not self.busy:
                 self._propagate(step, [segment_id, *self._interrupted])
 
         self._submit(step.title, step, lambda: self.desk.sync(segment_id, name, gestures), ended)
@@ -215,11 +195,14 @@ class Workspace:
         self._running = self._submit(_("Auto-Segment"), step, work, ended)
 
     def cancel(self) -> None:
-        """End what is running after its next slice; finished slices stay, and it is not taken up again by itself."""
+        """End what is running after its next slice; finished slices stay, and it is not taken up again by itself.
+
+        Prompts, edits and undo that are waiting are short, and engine and scene have to agree on them: they come to
+        their end, and no propagation follows.
+        """
+        self._cancels += 1
+        self._interrupt()
         self._interrupted.clear()
-        self._running = None
-        for task in self._tasks:
-            task.cancel()
 
     def undo(self) -> str | None:
         """Take the last step back, prompts and masks together; returns its title, or None if there is none."""
@@ -299,6 +282,20 @@ class Workspace:
         if not self.busy:
             self._running = self._submit(_("prepare"), None, lambda: self.desk.warm_up(index), self._told)
 
+    def volume_changed(self) -> None:
+        """Take note that the volume may have other voxels or another grid than those the engine is looking at.
+
+        What is running ends: it would mix old voxels with new ones. The next prompt makes a successor.
+        """
+        if self.closed or not self.busy or voxel_state(self.volume_node) == self.voxels:
+            return
+        running = self._running
+        self.cancel()
+        if running is None or running not in self._tasks or running.title == _("prepare"):
+            return
+        sentence = _("The voxels of {volume} have changed; finished slices stay, the next prompt takes the new ones.")
+        self.listener.note(sentence.format(volume=self.volume_node.GetName()))
+
     def flush(self) -> None:
         """Let the views show what has arrived; called after every `Worker.pump`."""
         if self.closed:
@@ -330,6 +327,8 @@ class Workspace:
             observe(segmentation, segmentation.SegmentModified, self.segment_modified, vtk.VTK_STRING),
             observe(segmentation, segmentation.SourceRepresentationModified, self.voxels_changed),
             observe(self.volume_node, self.volume_node.TransformModifiedEvent, self.prompts.follow_volume),
+            observe(self.volume_node, self.volume_node.ImageDataModifiedEvent, self.volume_changed),
+            observe(self.volume_node, "ModifiedEvent", self.volume_changed),  # all that arrayFromVolumeModified tells
         ]
 
     def _begin(self, title: str) -> Step:
@@ -353,13 +352,18 @@ class Workspace:
             ended(error)
             if not self.busy:
                 self._held.clear()
-                self.painter.finish()
+                self._finish()
             self.listener.changed()
 
         task = self.worker.submit(title, run, lambda item: self._report(title, step, item), end)
         self._tasks.append(task)
         self.listener.changed()
         return task
+
+    def _finish(self) -> None:
+        """Tell everybody that the segments are as they will stay."""
+        for segment_id in self.painter.finish():
+            self.surfaces.outdate(self.segmentation_node, segment_id)
 
     def _report(self, title: str, step: Step | None, item: Any) -> None:
         if self.closed:
@@ -371,7 +375,9 @@ class Workspace:
                 self.cancel()
                 self.listener.error(error)
         elif isinstance(item, Progress):
-            self.listener.progress(title, item.done, item.total)
+            self.listener.progress(item.title or title, item.done, item.total)
+        elif isinstance(item, Note):
+            self.listener.note(item.sentence)
         elif isinstance(item, Confidence):
             self.confidence[item.segment_id] = item
             self.listener.confidence()
@@ -462,9 +468,7 @@ class Workspace:
                 self._synced[segment_id] = gestures
                 self.prompts.show(segment_id, gestures)
 
-    def _take_prompts_back(
-        self, segment_id: str, before: tuple[Gesture, ...], wanted: tuple[Gesture, ...]
-    ) -> None:
+    def _take_prompts_back(self, segment_id: str, before: tuple[Gesture, ...], wanted: tuple[Gesture, ...]) -> None:
         """Show a segment's prompts as they were before a change that failed, but for what was drawn since."""
         if not self.painter.has(segment_id):
             return
@@ -477,14 +481,6 @@ class Workspace:
     def _told(self, error: BaseException | None) -> None:
         if error is not None:
             self.listener.error(error)
-
-
-def _title(before: Sequence[Gesture], after: Sequence[Gesture]) -> str:
-    """Say what happened to the prompts of a segment."""
-    came, went = [g for g in after if g not in before], [g for g in before if g not in after]
-    if came and went:
-        return _("move prompt")
-    return _ADDED[came[0].kind] if came else _("remove prompt")
 
 
 def _nothing(work: Callable[..., None], *arguments: Any) -> tuple[()]:

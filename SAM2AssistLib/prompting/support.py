@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,16 +137,29 @@ def prepare_support(engine: Engine, case: SupportCase, window: Window, classes: 
     window : that of the volume to be segmented, so that both look alike.
     classes : which of its masks to use; all if None.
     """
+    *_, support = support_steps(engine, case, window, classes)
+    assert isinstance(support, Support)
+    return support
+
+
+def support_steps(
+    engine: Engine, case: SupportCase, window: Window, classes: Sequence[str] | None = None
+) -> Iterator[Support | tuple[int, int]]:
+    """Encode a support case as `prepare_support` does; yields slices done and slices in all, last the case."""
     turn = Orientation.of(case.volume)
     volume = turn.turn(case.volume)
     plane = Plane(engine.model, volume, 0, window, engine.channels, engine.options)
-    view = body_view(volume)
-    *_, features = read_features(plane, view)
-    assert isinstance(features, VoxelFeatures)
+    view, features = body_view(volume), None
+    for step in read_features(plane, view):
+        if isinstance(step, VoxelFeatures):
+            features = step
+        else:
+            yield step, plane.slices
+    assert features is not None
     names = tuple(n for n, m in case.masks.items() if m.any() and (classes is None or n in classes))
     shares = torch.zeros((features.slices, len(names), GRID, GRID), dtype=torch.float16)
     for number, name in enumerate(names):
         mask = turn.turned(case.masks[name])
         for k in np.flatnonzero(mask.any(axis=(1, 2))):
             shares[k, number] = cut(mask[k].astype(np.float32), view, GRID, 0.0).half()
-    return Support(case.name, names, features, shares, plane)
+    yield Support(case.name, names, features, shares, plane)

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
 from SAM2AssistLib.prompting.orientation import Orientation
-from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support
+from SAM2AssistLib.prompting.support import Support, SupportCase, support_steps
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.volume import CTVolume, Window
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 IMAGE_FILE, MASK_FILE, ENTRY_FILE = "image.nrrd", "masks.seg.nrrd", "support.json"
 LEVELS = 3
+ADD_STEPS = 2
 LAYOUT = 1
 """Of the cached features; another number makes all of them anew."""
 
@@ -111,6 +113,15 @@ class SupportLibrary:
         OutputError
             If the library cannot be written.
         """
+        *_, entry = self.adding(case, name)
+        assert isinstance(entry, Entry)
+        return entry
+
+    def adding(self, case: SupportCase, name: str | None = None) -> Iterator[Entry | tuple[int, int]]:
+        """Do as `add`, step by step; yields steps done and steps in all, last the entry.
+
+        Left before that, it leaves nothing in the library.
+        """
         name = (case.name if name is None else name).strip()
         target = self._place(name)
         if target.exists():
@@ -121,18 +132,22 @@ class SupportLibrary:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
+            yield 0, ADD_STEPS
             sitk.WriteImage(image_of(case.volume.array, case.volume.ijk_to_lps), str(part / IMAGE_FILE), True)
+            yield 1, ADD_STEPS
             write_segmentation(part / MASK_FILE, masks, case.volume)
+            yield 2, ADD_STEPS
             content = {"name": name, "classes": entry.classes, "added": entry.added}
             (part / ENTRY_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             part.replace(target)
         except (OSError, RuntimeError) as error:
-            shutil.rmtree(part, ignore_errors=True)
             raise OutputError(
                 f"The support library {self.folder} cannot be written ({error}); choose a folder with "
                 "SAM2ASSIST_SUPPORTS."
             ) from error
-        return entry
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        yield entry
 
     def remove(self, name: str) -> None:
         """Delete a case and all that was cached of it.
@@ -162,16 +177,29 @@ class SupportLibrary:
 
     def prepare(self, engine: Engine, name: str, window: Window) -> Support:
         """Give a case as the network sees it, from the cache where that fits."""
+        *_, support = self.preparing(engine, name, window)
+        assert isinstance(support, Support)
+        return support
+
+    def preparing(self, engine: Engine, name: str, window: Window) -> Iterator[Support | tuple[int, int]]:
+        """Do as `prepare`, step by step; yields slices done and slices in all, last the case."""
         path = self._place(name) / f"features-{_key(engine, window)}.safetensors"
         case = self.case(name)
         found = _read_cached(path, engine, case, window) if path.is_file() else None
         if found is not None:
-            return found
-        support = prepare_support(engine, case, window)
+            yield found
+            return
+        for step in support_steps(engine, case, window):
+            if isinstance(step, Support):
+                self._cache(path, engine, step)
+            yield step
+
+    @staticmethod
+    def _cache(path: Path, engine: Engine, support: Support) -> None:
+        """Keep what was made of a case, in place of what another network or window made of it."""
         for old in path.parent.glob(f"features-{engine.spec.name}-*.safetensors"):
             old.unlink(missing_ok=True)
         _write_cached(path, support)
-        return support
 
     def _place(self, name: str) -> Path:
         if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):

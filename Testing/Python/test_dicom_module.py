@@ -42,8 +42,8 @@ def exported(tmp_path, quick_engine):
         spleen = segmentation.GetSegment(desk.segment)
         spleen.SetTag(spleen.GetTerminologyEntryTagName(), terminology_of("spleen").to_slicer_tag())
         path, prompts = tmp_path / "a.dcm", export.prompts_of(desk.workspace)
-        made_by = export.made_by(EngineChoice("mini"))
-        export.export_dicom_seg(desk.volume, desk.segmentation, files, path, made_by, prompts)
+        segments = export.Snapshot.of(desk.volume, desk.segmentation)
+        list(export.export_dicom_seg(segments, desk.ct, files, path, EngineChoice("mini"), prompts))
         yield path, desk
         desk.assistant.close()
 

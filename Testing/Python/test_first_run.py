@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from slicer_package import ROOT
 
 from SAM2AssistLib.engine import catalogue
-from SAM2AssistLib.errors import InputError, ModelError
+from SAM2AssistLib.errors import InputError, InstallError, ModelError
 from SAM2AssistLib.mrml import first_run
 
 REQUIREMENTS = ROOT / "SAM2Assist" / "Resources" / "requirements.txt"
@@ -28,7 +29,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str]]:
         asked.append((requirements, Path(constraints).read_text(encoding="utf-8") if constraints else ""))
 
     packaging, package = ModuleType("slicer.packaging"), ModuleType("slicer")
-    packaging.pip_install = packaging.pip_ensure = note  # type: ignore[attr-defined]
+    packaging.pip_install = note  # type: ignore[attr-defined]
     package.packaging = packaging  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "slicer", package)
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
@@ -57,23 +58,61 @@ def test_a_version_that_is_too_old_is_missing_and_a_newer_one_is_not(monkeypatch
 
 def test_what_slicer_brings_is_held_by_a_constraints_file(monkeypatch: pytest.MonkeyPatch, pip: list) -> None:
     only(monkeypatch, torch="2.13.0+cpu", numpy="2.4.6", SimpleITK="2.5.0", pydicom="3.0.1")
-    first_run.install(REQUIREMENTS)
-    requirements, constraints = pip[0]
-    assert {"numpy==2.4.6", "SimpleITK==2.5.0", "pydicom==3.0.1", "torch==2.13.0"} <= set(constraints.split())
-    assert not any(str(item).startswith(("numpy", "torch", "SimpleITK", "pydicom")) for item in requirements)
+    steps = list(first_run.installing(REQUIREMENTS))
+    assert [step.requirement for step in steps] == [*first_run.requirement_lines(REQUIREMENTS), "sam2==1.1.0"]
+    assert [(step.number, step.total) for step in steps] == [(n, len(steps)) for n in range(1, len(steps) + 1)]
+    for _requirement, constraints in pip[:-1]:
+        assert {"numpy==2.4.6", "SimpleITK==2.5.0", "pydicom==3.0.1", "torch==2.13.0"} <= set(constraints.split())
+    assert not any(item.startswith(("numpy", "torch", "SimpleITK", "pydicom")) for item, _ in pip)
     assert pip[-1][0] == "sam2==1.1.0 --no-deps --no-build-isolation"
+
+
+def test_torch_that_has_just_been_installed_is_kept_by_what_comes_after_it(
+    monkeypatch: pytest.MonkeyPatch, pip: list, tmp_path: Path
+) -> None:
+    versions: dict[str, str] = {}
+    monkeypatch.setattr(first_run, "_version", versions.get)
+    for step in first_run.installing(REQUIREMENTS, str(tmp_path)):
+        if step.number == 2:
+            versions["torch"] = "2.13.0+cpu"
+    assert pip[0][0].startswith("torch")
+    assert "torch" not in pip[0][1]
+    assert "torch==2.13.0" in pip[1][1].split()
+
+
+def test_whoever_asks_for_no_further_package_has_cancelled_the_rest(monkeypatch: pytest.MonkeyPatch, pip: list) -> None:
+    only(monkeypatch, torch="2.13.0")
+    steps = first_run.installing(REQUIREMENTS)
+    next(steps), next(steps)
+    steps.close()
+    assert len(pip) == 1
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("no route"), subprocess.CalledProcessError(1, ["pip"])])
+def test_a_package_that_cannot_be_installed_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, pip: list, reason: Exception
+) -> None:
+    only(monkeypatch, torch="2.13.0")
+
+    def fails(_requirement: str, **_: Any) -> None:
+        raise reason
+
+    monkeypatch.setattr(sys.modules["slicer.packaging"], "pip_install", fails)
+    said = r"scikit-image>=0.22 could not be installed, number 1 of 8 .*folder of wheels"
+    with pytest.raises(InstallError, match=said):
+        list(first_run.installing(REQUIREMENTS))
 
 
 def test_from_a_folder_of_wheels_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, pip: list, tmp_path: Path) -> None:
     only(monkeypatch)
-    first_run.install(REQUIREMENTS, str(tmp_path))
-    assert len(pip) == 3
+    list(first_run.installing(REQUIREMENTS, str(tmp_path)))
+    assert len(pip) == len(first_run.missing_packages(REQUIREMENTS))
     assert all(f"--no-index --find-links {tmp_path}" in requirements for requirements, _ in pip)
 
 
 def test_a_folder_that_is_not_there_is_refused(pip: list, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
-        first_run.install(REQUIREMENTS, str(tmp_path / "nowhere"))
+        list(first_run.installing(REQUIREMENTS, str(tmp_path / "nowhere")))
     assert not pip
 
 
@@ -82,7 +121,7 @@ def test_torch_without_the_pytorch_extension_is_refused_with_what_to_do(
 ) -> None:
     only(monkeypatch)
     with pytest.raises(InputError, match="Extensions Manager"):
-        first_run.install(REQUIREMENTS)
+        list(first_run.installing(REQUIREMENTS))
     assert not pip
 
 

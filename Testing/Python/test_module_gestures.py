@@ -33,9 +33,7 @@ def tilt(window: Window, view: str, degrees: float, through: np.ndarray) -> np.n
     return np.array(normal)
 
 
-def test_a_scribble_drawn_in_a_view_ends_with_a_double_click_and_is_one_step(
-    window: Window, liver: np.ndarray
-) -> None:
+def test_a_scribble_drawn_in_a_view_ends_with_a_double_click_and_is_one_step(window: Window, liver: np.ndarray) -> None:
     window.host.user.show_position("Red", window.ras(liver))
     window.host.user.press(window.ui.scribbleButton)
     window.draw("Red", liver - (0, 0, 8), liver, liver + (0, 4, 8))

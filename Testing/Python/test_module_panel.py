@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,56 @@ def test_every_button_has_a_text_and_no_text_is_cut_off(a_host: Any, a_panel: An
             assert widget.text, name
             plain = unwrap(widget)
             assert plain.fontMetrics().horizontalAdvance(widget.text) <= plain.width(), name
+
+
+def test_everything_that_is_pressed_or_chosen_says_in_a_tooltip_what_it_does(a_panel: Any) -> None:
+    kinds = ("QPushButton", "QCheckBox", "QComboBox", "ctkPathLineEdit", "qMRMLNodeComboBox")
+    for name, widget in a_panel.ui.__dict__.items():
+        if widget.className() in kinds and re.fullmatch(r"[a-z]\w+(Button|CheckBox|ComboBox|Path|Selector)", name):
+            assert widget.toolTip, name
+
+
+def test_without_a_segmentation_nothing_can_be_saved_or_gone_on_with(a_panel: Any) -> None:
+    import numpy as np
+    import slicer
+
+    ui = a_panel.ui
+    buttons = (ui.propagateButton, ui.doubtfulButton, ui.saveButton, ui.exportButton, ui.supportButton)
+    assert not any(button.enabled for button in buttons)
+    parameters = a_panel.logic.getParameterNode()
+    parameters.volume = slicer.util.addVolumeFromArray(np.zeros((4, 32, 32), np.int16))
+    assert ui.positiveButton.enabled
+    assert not any(button.enabled for button in buttons)
+    parameters.segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    assert all(button.enabled for button in buttons)
+    slicer.mrmlScene.RemoveNode(parameters.segmentation)
+    assert not any(button.enabled for button in buttons)
+
+
+def test_before_the_packages_are_there_the_panel_says_what_they_take_and_promises_no_class(
+    a_panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SAM2AssistLib.mrml import first_run
+
+    monkeypatch.setattr(first_run, "_version", lambda _name: None)
+    a_panel.updateSetup()
+    a_panel.updateClasses()
+    sizes = [int(size) for size in re.findall(r"about (\d+) MB,", a_panel.ui.setupLabel.text)]
+    assert len(sizes) == 9
+    assert a_panel.ui.setupLabel.text.endswith(f"About {sum(sizes)} MB in all.")
+    assert "once the packages of the first run are installed" in a_panel.ui.autoLabel.text
+    assert not a_panel.ui.autoButton.enabled
+
+
+def test_nothing_is_said_of_adapters_before_they_have_been_looked_for(
+    a_host: Any, a_panel: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from SAM2AssistLib.mrml.auto import AutoMode
+
+    monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path))
+    assert AutoMode(a_panel.panel).description(["liver"]) == "It is not known yet what can be looked for."
+    a_host.user.wait_until(lambda: not a_panel.panel.busy(), 60.0)
+    assert a_panel.ui.autoLabel.text.startswith("Looks for liver")
+    a_panel.ui.adapterPath.currentPath = str(tmp_path)
+    a_host.user.wait_until(lambda: not a_panel.panel.busy(), 60.0)
+    assert a_panel.ui.autoLabel.text.startswith("Choose an adapter under Advanced")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from module_window import Window, liver, window
 from slicer_window import a_host, host_or_skip, one_host
 
@@ -112,3 +113,22 @@ def test_the_strip_shows_the_chosen_segment_and_marks_its_prompted_slices(
         window.settle()
     assert not window.panel.workspace().confidence
     assert colors() == {70}
+
+
+def test_beyond_the_limit_of_the_segment_editors_copies_the_modules_own_undo_goes_on(
+    window: Window, liver: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SAM2AssistLib.mrml import panel
+
+    monkeypatch.setattr(panel, "EDITOR_STATE_BYTES", -1)
+    before, between, after = two_clicks(window, liver)
+    assert not editor_button(window, "Undo").isEnabled()
+    for button, expected in (
+        (window.ui.undoButton, between),
+        (window.ui.undoButton, before),
+        (window.ui.redoButton, between),
+        (window.ui.redoButton, after),
+    ):
+        window.host.user.press(button)
+        window.settle()
+        np.testing.assert_array_equal(window.mask("Segment_1"), expected)

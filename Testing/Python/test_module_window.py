@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from module_window import Window, liver, window
+from slicer_package import ROOT
 from slicer_window import a_host, host_or_skip, one_host
 
 host_or_skip()
@@ -54,12 +55,58 @@ def test_a_prompt_outside_the_image_is_refused_in_a_sentence_and_leaves_no_point
     assert not window.panel.workspace().prompts.gestures(window.segment("Segment_1"))
 
 
-def test_the_panel_is_restored_with_the_scene(window: Window) -> None:
+def test_the_whole_panel_is_restored_with_the_scene(window: Window, tmp_path: Path) -> None:
+    import qt
+    import slicer
+
+    window.settle()
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    window.ui.segmentationSelector.setCurrentNode(segmentation)
+    folder, adapter = tmp_path / "wheels", ROOT / "SAM2AssistLib" / "prompting" / "adapters" / "mini"
+    window.ui.adapterPath.currentPath = str(adapter)
+    window.settle()
+    unchecked = window.ui.classList.item(1)
+    name = unchecked.text()
+    unchecked.setCheckState(qt.Qt.Unchecked)
     window.ui.autoPropagateCheckBox.checked = False
+    window.ui.livePreviewCheckBox.checked = False
     window.ui.axisComboBox.setCurrentText("coronal")
-    parameters = window.widget.logic.getParameterNode()
-    assert (parameters.autoPropagate, parameters.axis) == (False, "coronal")
-    assert parameters.volume is window.volume
+    window.ui.deviceComboBox.setCurrentText("cpu")
+    window.ui.wheelFolderPath.currentPath = str(folder)
+    window.settle()
+    assert name not in window.ui.autoLabel.text
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+
+    slicer.mrmlScene.Clear(0)
+    window.settle()
+    assert window.ui.volumeSelector.currentNode() is None
+    window.host.leave_module()
+    window.host.open_module("SAM2Assist")  # an empty scene has the defaults
+    window.settle()
+    assert window.ui.autoPropagateCheckBox.checked
+    assert (window.ui.axisComboBox.currentText, window.ui.deviceComboBox.currentText) == ("automatic", "auto")
+    assert name in window.widget.checkedClasses()
+    assert window.ui.wheelFolderPath.currentPath == window.ui.adapterPath.currentPath == ""
+
+    slicer.mrmlScene.Clear(0)
+    slicer.util.loadScene(path)
+    window.settle()
+    assert window.ui.volumeSelector.currentNode() is slicer.util.getNode("CT") is window.panel.volume_node
+    assert window.ui.segmentationSelector.currentNode() is slicer.util.getNode("mine") is window.panel.segmentation_node
+    assert not window.ui.autoPropagateCheckBox.checked
+    assert not window.ui.livePreviewCheckBox.checked
+    assert (window.ui.axisComboBox.currentText, window.ui.deviceComboBox.currentText) == ("coronal", "cpu")
+    assert window.ui.wheelFolderPath.currentPath == str(folder)
+    assert window.ui.adapterPath.currentPath == window.panel.assistant.choice.adapter == str(adapter)
+    assert window.ui.modelComboBox.currentText == "mini"
+    assert name in window.panel.class_names()
+    assert name not in window.widget.checkedClasses()
+    assert len(window.widget.checkedClasses()) == len(window.panel.class_names()) - 1
+    window.ui.adapterPath.currentPath = str(tmp_path)
+    window.settle()
+    assert window.panel.class_names() == []
+    assert window.widget.logic.getParameterNode().uncheckedClasses == [name]  # also while nothing of it is listed
 
 
 def test_a_scene_saved_and_loaded_is_gone_on_with(window: Window, liver: np.ndarray, tmp_path: Path) -> None:
@@ -171,3 +218,82 @@ def test_a_box_that_is_given_up_after_one_click_leaves_nothing(window: Window, l
     window.settle()
     assert not window.panel.workspace().prompts.nodes()
     assert not window.mask("Segment_1").any()
+
+
+def test_a_solid_box_by_two_clicks_is_as_deep_as_its_shorter_side_and_its_handles_change_it(
+    window: Window, liver: np.ndarray
+) -> None:
+    window.host.user.press(window.ui.solidBoxButton)
+    window.click(liver - (0, 6, 9))
+    window.click(liver + (0, 6, 9))
+    window.settle()
+    workspace = window.panel.workspace()
+    (gesture,) = workspace.prompts.gestures(window.segment("Segment_1"))
+    (prompt,) = gesture.prompts(window.ct, 0)
+    assert prompt.axis is None
+    i, j, k = window.ct.spacing_ijk
+    low, high = np.array(prompt.min_ijk), np.array(prompt.max_ijk)
+    assert (high - low)[2] * k == pytest.approx(min((high - low)[0] * i, (high - low)[1] * j), abs=2.1 * k)
+    shown = np.flatnonzero(window.mask("Segment_1").any(axis=(1, 2)))
+    assert len(shown) > 1
+    assert shown.min() >= np.floor(low[2])
+    assert shown.max() <= np.ceil(high[2])
+    assert not window.ui.solidBoxButton.checked
+    (node,) = workspace.prompts.nodes()
+    assert node.GetDisplayNode().GetHandlesInteractive()
+    before, center = window.mask("Segment_1"), np.array(node.GetCenterWorld())
+    window.host.user.show_position("Green", center)
+    top = center + (0, 0, k * (high - low)[2] / 2)
+    window.host.user.drag("Green", top, (top + center) / 2, center + (0, 0, 0.7 * k))
+    window.settle()
+    (lower,) = workspace.prompts.gestures(window.segment("Segment_1"))[0].prompts(window.ct, 0)
+    assert lower.min_ijk == pytest.approx(prompt.min_ijk, abs=1e-3)
+    assert lower.max_ijk[:2] == pytest.approx(prompt.max_ijk[:2], abs=1e-3)
+    assert lower.max_ijk[2] < prompt.max_ijk[2] - 1
+    after = np.flatnonzero(window.mask("Segment_1").any(axis=(1, 2)))
+    assert after.max() < shown.max()
+    assert after.min() == shown.min()
+    for button in (window.ui.undoButton, window.ui.undoButton, window.ui.redoButton):
+        window.host.user.press(button)
+        window.settle()
+    np.testing.assert_array_equal(window.mask("Segment_1"), before)
+
+
+def test_a_solid_box_can_be_begun_and_given_up_by_its_key(window: Window, liver: np.ndarray) -> None:
+    from PySide6 import QtCore
+
+    shift = QtCore.Qt.KeyboardModifier.ShiftModifier
+    window.host.user.key(QtCore.Qt.Key.Key_V, modifiers=shift)
+    assert window.ui.solidBoxButton.checked
+    window.click(liver)
+    window.host.user.key(QtCore.Qt.Key.Key_V, modifiers=shift)
+    window.settle()
+    assert not window.ui.solidBoxButton.checked
+    assert not window.panel.workspace().prompts.nodes()
+
+
+def test_slices_are_drawn_as_they_come_while_the_mouse_rests(window: Window, liver: np.ndarray) -> None:
+    from slicer_host.pythonqt import unwrap
+
+    def colored_rows() -> int:
+        picture = view.grab().toImage().convertToFormat(QtGui.QImage.Format.Format_RGB32)
+        pixels = np.frombuffer(picture.constBits(), np.uint8).reshape(picture.height(), picture.width(), 4)[..., :3]
+        return int((np.ptp(pixels.astype(int), axis=2) > 25).any(axis=1).sum())
+
+    from PySide6 import QtGui
+
+    view = unwrap(window.host.user.view("Green"))
+    window.host.user.show_position("Green", window.ras(liver))
+    window.ui.livePreviewCheckBox.checked = False
+    window.host.user.press(window.ui.positiveButton)
+    window.settle()
+    window.click(liver)
+    one_slice = colored_rows()
+    window.settle()
+    window.host.user.wait(0.2)
+    assert window.mask("Segment_1").any(axis=(1, 2)).sum() > 4
+    assert colored_rows() > 2 * one_slice
+    window.host.user.press(window.ui.undoButton)
+    window.settle()
+    window.host.user.wait(0.2)
+    assert colored_rows() < one_slice

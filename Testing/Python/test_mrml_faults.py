@@ -42,6 +42,11 @@ def earlier(desk: Desk) -> tuple[str, np.ndarray]:  # noqa: F811
     return segment_id, desk.do(segment_id, point(desk.ct, RIGHT))
 
 
+def saved(desk: Desk, path: Path) -> None:  # noqa: F811
+    """Save the segmentation, waiting for it."""
+    list(export.save_nrrd(export.Snapshot.of(desk.volume, desk.segmentation), path))
+
+
 def begin(desk: Desk) -> None:  # noqa: F811
     """Click, and stop looking when the propagation is under way."""
     desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
@@ -163,7 +168,7 @@ def test_a_full_disk_on_saving_leaves_the_older_file(
 ) -> None:
     desk.do(desk.segment, point(desk.ct, LEFT))
     path = tmp_path / "result.seg.nrrd"
-    export.save_nrrd(desk.segmentation, path)
+    saved(desk, path)
     older = path.read_bytes()
 
     def full(_descriptor: int) -> None:
@@ -171,7 +176,7 @@ def test_a_full_disk_on_saving_leaves_the_older_file(
 
     monkeypatch.setattr("SAM2AssistLib.io.atomic.os.fsync", full)
     with pytest.raises(OutputError, match="No space left"):
-        export.save_nrrd(desk.segmentation, path)
+        saved(desk, path)
     assert path.read_bytes() == older
     assert list(tmp_path.iterdir()) == [path]
 

@@ -17,7 +17,6 @@ from mrml_scene import a_scene, assistant_for, box, mask_of, paint, point, volum
 
 from SAM2AssistLib.errors import InputError  # noqa: E402
 from SAM2AssistLib.mrml.gestures import Gesture, Kind  # noqa: E402
-from SAM2AssistLib.mrml.painting import EditableArea, Overlap  # noqa: E402
 from SAM2AssistLib.mrml.volumes import automatic_axis, volume_from_node  # noqa: E402
 from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels  # noqa: E402
 from SAM2AssistLib.volume import CTVolume  # noqa: E402
@@ -163,41 +162,6 @@ def test_segments_that_share_a_labelmap_are_parted_before_one_is_written(desk: D
     assert (found[5] & ~corner).any()
     np.testing.assert_array_equal(desk.mask(other), np.broadcast_to(~corner, (10, 64, 64)))
     assert segmentation.GetNumberOfLayers() == 2
-
-
-@pytest.mark.parametrize(
-    ("overlap", "keeps_other", "keeps_found"),
-    [(Overlap.ALLOW, True, True), (Overlap.OVERWRITE_ALL, False, True), (Overlap.SPARE, True, False)],
-)
-def test_other_segments_are_changed_only_where_that_was_asked_for(
-    desk: Desk,  # noqa: F811
-    quick_engine: Any,
-    overlap: Overlap,
-    keeps_other: bool,
-    keeps_found: bool,
-) -> None:
-    other = desk.add_segment("other")
-    square = np.zeros((64, 64), bool)
-    square[30:40, 10:30] = True
-    paint(desk.volume, desk.segmentation, other, 0, 5, square)
-    desk.workspace.overlap = overlap
-    full = expected(quick_engine(), desk.ct, LEFT)
-    found = desk.do(desk.segment, point(desk.ct, LEFT))
-    np.testing.assert_array_equal(desk.mask(other)[5], square if keeps_other else square & ~full[5])
-    np.testing.assert_array_equal(found[5], full[5] if keeps_found else full[5] & ~square)
-    desk.workspace.undo()
-    desk.assistant.wait()
-    np.testing.assert_array_equal(desk.mask(other)[5], square)
-
-
-def test_the_editors_intensity_range_bounds_what_a_prediction_changes(desk: Desk, quick_engine: Any) -> None:  # noqa: F811
-    editor = desk.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
-    editor.SetSourceVolumeIntensityMask(True)
-    editor.SetSourceVolumeIntensityMaskRange(100, 3000)
-    desk.workspace.painter.editable = EditableArea(editor, desk.ct.array)
-    found = desk.do(desk.segment, point(desk.ct, LEFT))
-    bright = desk.ct.array >= 100
-    np.testing.assert_array_equal(found, expected(quick_engine(), desk.ct, LEFT) & bright)
 
 
 def test_an_oblique_box_becomes_the_smallest_box_of_voxels_around_it(a_blob_volume: CTVolume) -> None:

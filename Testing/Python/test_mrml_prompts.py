@@ -173,7 +173,7 @@ def test_a_closed_surface_that_was_shown_stays_while_slices_come_in_and_is_there
 def test_what_a_prediction_writes_is_told_to_the_views_once_for_every_delivery(desk: Desk) -> None:  # noqa: F811
     segmentation, told = desk.segmentation.GetSegmentation(), []
     tag = segmentation.AddObserver(segmentation.SourceRepresentationModified, lambda *_: told.append(1))
-    desk.workspace.auto_propagate = False
+    desk.assistant.rules.auto_propagate = False
     desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
     while desk.assistant.pump():
         time.sleep(0.002)
@@ -237,3 +237,29 @@ def test_a_box_whose_handles_make_it_deep_bounds_the_segment_in_three_dimensions
     desk.workspace.undo()
     assert desk.assistant.wait()
     np.testing.assert_array_equal(desk.mask(), flat)
+
+
+@pytest.mark.parametrize(("solid", "depth_mm"), [(False, 0.0), (True, 24.0)])
+def test_a_box_drawn_on_a_slice_is_flat_or_as_deep_as_its_shorter_side(
+    desk: Desk,  # noqa: F811
+    solid: bool,
+    depth_mm: float,
+) -> None:
+    view = desk.scene.AddNewNodeByClass("vtkMRMLSliceNode")
+    view.SetOrientationToAxial()
+    middle = desk.ct.ras_from_index_ijk(np.array([20.0, 32, 5]))
+    view.JumpSliceByOffsetting(*middle)
+    prompts = desk.workspace.prompts
+    node = prompts.node_for(desk.segment, Kind.BOX)
+    prompts.begin_drawing(node, solid=solid)
+    node.SetXYZ(*middle)
+    node.SetSize(24, 40, 7)
+    prompts.end_drawing()
+    assert desk.assistant.wait()
+    assert node.GetSize() == pytest.approx((24, 40, depth_mm))
+    (gesture,) = prompts.gestures(desk.segment)
+    (prompt,) = gesture.prompts(desk.ct, 0)
+    assert prompt.axis == (None if solid else 0)
+    assert bool(node.GetDisplayNode().GetVisibility3D()) is solid
+    node.SetSize(24, 40, 9)
+    assert node.GetDisplayNode().GetVisibility3D()  # a flat box that handles have made deep is one in space

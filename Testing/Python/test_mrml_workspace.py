@@ -51,7 +51,7 @@ def library_mask(engine: Any, volume: Any, *gestures: Any, propagate: bool) -> n
 
 
 def test_a_click_changes_its_slice_and_nothing_else(desk: Any, quick_engine: Any) -> None:
-    desk.workspace.auto_propagate = False
+    desk.assistant.rules.auto_propagate = False
     click = point(desk.ct, (5, 32, 20))
     desk.workspace.add_prompt(desk.segment, click)
     assert desk.assistant.wait()

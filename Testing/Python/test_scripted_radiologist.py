@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ct_files import write_dicom_series
 from module_window import Window, dicom_database, middle_of, open_module
+from scipy import ndimage
 from slicer_package import ROOT
 from slicer_window import a_host, host_or_skip, one_host  # noqa: F401
 
@@ -22,6 +23,7 @@ from SAM2AssistLib.volume import CTVolume
 host_or_skip()
 REAL = ROOT.parent / "shared" / "data" / "ct_upper_abdomen_20slices"
 SHAPE, SPACING = (20, 96, 96), (3.0, 3.0, 5.0)
+EDGE_MM = 10.0
 
 
 @dataclass
@@ -53,6 +55,12 @@ def a_patient(folder: Path) -> Patient:
     ct = CTVolume.read(folder)
     named, ijk_to_lps = read_segmentation(REAL / "label.nii.gz")
     return Patient(ct, files, {n.name: n.mask for n in masks_on_grid_of(ct, named, ijk_to_lps)})
+
+
+def too_narrow(liver: np.ndarray, pixel_mm: float) -> np.ndarray:
+    """What Auto-Segment learns to do wrong: a liver (k, j, i) whose edge was drawn 10 mm too far inside."""
+    in_slices = ndimage.generate_binary_structure(2, 1)[np.newaxis]
+    return ndimage.binary_erosion(liver, in_slices, iterations=round(EDGE_MM / pixel_mm))
 
 
 def with_uids(source: Path, folder: Path) -> Path:
@@ -87,7 +95,8 @@ def window(
     monkeypatch.setattr(loading, "load_engine", lambda *_, **__: an_engine)
     monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path / "supports"))
     patient = a_patient(tmp_path / "dicom")
-    SupportLibrary().add(SupportCase("last year", patient.ct, {"liver": patient.organs["liver"]}))
+    narrow = too_narrow(patient.organs["liver"], patient.ct.spacing_ijk[0])
+    SupportLibrary().add(SupportCase("last year", patient.ct, {"liver": narrow}))
     database = dicom_database(patient.files)
     monkeypatch.setattr(slicer, "dicomDatabase", database, raising=False)
     window = open_module(a_host, patient.ct, "patient")
@@ -109,7 +118,7 @@ def test_the_scripted_radiologist(window: Window, tmp_path: Path) -> None:
     erases_and_goes_on(window)
     takes_back_and_brings_back(window)
     cancels_half_way(window)
-    exports(window, tmp_path / "result.dcm")
+    exports(window, tmp_path)
     closes_the_scene(window)
 
 
@@ -129,6 +138,7 @@ def auto_segments(window: Window) -> None:
 
 
 def corrects_the_liver(window: Window) -> None:
+    """Two clicks, where most is missing and where most is too much: the liver comes nearer to its reference."""
     window.choose_segment("liver")
     found, truth = window.mask("liver"), window.truth["liver"]
     window.host.user.press(window.ui.positiveButton)
@@ -137,7 +147,8 @@ def corrects_the_liver(window: Window) -> None:
     window.host.user.press(window.ui.negativeButton)
     window.click(middle_of(window.mask("liver") & ~truth))
     window.settle()
-    assert (window.mask("liver") != found).any()
+    assert len(window.panel.workspace().prompts.gestures(window.segment("liver"))) > 2
+    assert dice(window.mask("liver"), truth) > dice(found, truth)
 
 
 def boxes_the_spleen(window: Window) -> None:
@@ -184,24 +195,62 @@ def takes_back_and_brings_back(window: Window) -> None:
 
 
 def cancels_half_way(window: Window) -> None:
-    window.choose_segment("liver")
-    liver = window.mask("liver")
+    """Of a new segment, slices are there and others are missing; going on brings those; undo takes all of it back."""
+    before = {name: window.mask(name) for name in ("liver", "spleen")}
+    window.add_segment("second liver")
     window.host.user.press(window.ui.positiveButton)
     window.click(middle_of(window.truth["liver"]))
-    window.host.user.wait_until(lambda: window.ui.progressBar.visible or not window.panel.busy(), 60)
-    window.panel.cancel()
+
+    def slices() -> int:
+        return int(window.mask("second liver").any(axis=(1, 2)).sum())
+
+    window.host.user.wait_until(lambda: slices() >= 3, 60)
+    assert window.panel.busy()
+    assert window.ui.progressBar.visible
+    window.host.user.press(window.ui.cancelButton)
     window.settle()
-    window.host.user.press(window.ui.undoButton)
+    assert window.ui.statusLabel.text.startswith("Cancelled")
+    assert not window.ui.cancelButton.visible
+    assert not window.ui.progressBar.visible
+    cancelled = slices()
+    assert cancelled >= 3
+    window.host.user.press(window.ui.propagateButton)
     window.settle()
-    np.testing.assert_array_equal(window.mask("liver"), liver)
+    assert slices() > cancelled
+    for _ in range(2):
+        window.host.user.press(window.ui.undoButton)
+        window.settle()
+    assert slices() == 0
+    window.segmentation.GetSegmentation().RemoveSegment(window.segment("second liver"))
+    window.settle()
+    for name, mask in before.items():
+        np.testing.assert_array_equal(window.mask(name), mask)
 
 
-def exports(window: Window, path: Path) -> None:
+def exports(window: Window, folder: Path) -> None:
+    """By the panel's buttons; in both files are the voxels of the segments, and no others."""
+    from slicer_host import dialogs
+
     from SAM2AssistLib.io.dicom_seg_reader import read_dicom_seg
 
-    window.panel.export_dicom_seg(str(path), __import__("slicer").dicomDatabase.fileForInstance)
-    assert path.is_file(), window.ui.statusLabel.text
-    assert {segment.name for segment in read_dicom_seg(path).masks} == {"liver", "spleen"}
+    for button, path in (
+        (window.ui.saveButton, folder / "result.seg.nrrd"),
+        (window.ui.exportButton, folder / "result.dcm"),
+    ):
+        dialogs.answers.waiting.append(str(path))
+        window.ui.resultsCollapsibleButton.collapsed = False
+        window.host.process_events()
+        window.host.user.press(button)
+        window.settle()
+        assert path.name in window.ui.statusLabel.text
+        if path.suffix == ".dcm":
+            named, ijk_to_lps = (read := read_dicom_seg(path)).masks, read.ijk_to_lps
+        else:
+            named, ijk_to_lps = read_segmentation(path)
+        found = {n.name: n.mask for n in masks_on_grid_of(window.ct, named, ijk_to_lps)}
+        assert found.keys() == {"liver", "spleen"}
+        for name, mask in found.items():
+            np.testing.assert_array_equal(mask, window.mask(name))
 
 
 def closes_the_scene(window: Window) -> None:

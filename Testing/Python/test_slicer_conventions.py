@@ -126,6 +126,50 @@ def test_what_the_panel_says_is_translated() -> None:
                 assert not isinstance(node.args[0], (ast.Constant, ast.JoinedStr)), f"{path.name} {node.lineno}"
 
 
+def untranslated(function: ast.AST) -> list[int]:
+    """Return the lines of a function that raise an error whose words have not been through ``_()``."""
+    said = {
+        target.id: node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def is_plain(node: ast.AST) -> bool:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
+            return False
+        if isinstance(node, ast.Name) and node.id in said:
+            return is_plain(said.pop(node.id))
+        words = isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"[A-Za-z]", node.value)
+        return bool(words) or isinstance(node, ast.JoinedStr) or any(map(is_plain, ast.iter_child_nodes(node)))
+
+    raised = [node for node in ast.walk(function) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    return [node.lineno for node in raised if any(is_plain(argument) for argument in node.exc.args)]
+
+
+def test_the_sentences_of_errors_that_the_module_raises_are_translated() -> None:
+    for path in (MODULE_FILE, *(ROOT / "SAM2AssistLib" / "mrml").glob("*.py")):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                assert untranslated(node) == [], path.name
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('raise InputError("No volume.")', True),
+        ('raise InputError(f"{name} has no volume.")', True),
+        ('said = "{name} has no volume."\n    raise InputError(said.format(name=name))', True),
+        ('raise InputError("{name} is empty.".format(name=name))', True),
+        ('raise InputError(_("No volume."))', False),
+        ('said = _("{name} has no volume.")\n    raise InputError(said.format(name=name)) from error', False),
+    ],
+)
+def test_the_lint_finds_sentences_that_are_not_translated(source: str, found: bool) -> None:
+    assert bool(untranslated(ast.parse(f"def f(name, error):\n    {source}"))) is found
+
+
 def test_the_self_test_runs_each_of_its_tests() -> None:
     methods = {node.name: node for node in module_class("Test").body if isinstance(node, ast.FunctionDef)}
     calls = {node.attr for node in ast.walk(methods["runTest"]) if isinstance(node, ast.Attribute)}

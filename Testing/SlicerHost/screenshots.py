@@ -154,14 +154,14 @@ def box_on_a_slice(host: Any, widget: Any, case: Case) -> None:
 
 
 def second_structure(host: Any, widget: Any, case: Case) -> None:
-    """A box around a kidney and a point in it, beside the first segment; both in 3D."""
+    """A box in three dimensions around a kidney and a point in it, beside the first segment; both in 3D."""
     import slicer
 
     other = next(name for name in case.names if "kidney" in name)
     segmentation = widget.panel.segmentation_node.GetSegmentation()
     segment_id = segmentation.AddEmptySegment(other, other, (185 / 255, 102 / 255, 83 / 255))
     widget.ui.segmentEditorWidget.setCurrentSegmentID(segment_id)
-    draw_box(host, widget, case, other)
+    draw_box(host, widget, case, other, "solidBoxButton")
     host.user.press(widget.ui.positiveButton)
     host.user.click("Red", case.middle_of(other))
     settle(host, widget)
@@ -170,10 +170,10 @@ def second_structure(host: Any, widget: Any, case: Case) -> None:
     settle(host, widget)
 
 
-def draw_box(host: Any, widget: Any, case: Case, name: str) -> None:
+def draw_box(host: Any, widget: Any, case: Case, name: str, button: str = "boxButton") -> None:
     """Click two corners around a structure on its largest slice, and wait for what comes of it."""
     show_everywhere(host, case.middle_of(name))
-    host.user.press(widget.ui.boxButton)
+    host.user.press(getattr(widget.ui, button))
     settle(host, widget)
     for corner in case.corners_of(name):
         host.user.click("Red", corner)
