@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 AIR_HU = -1000.0
-EVICTIONS_BETWEEN_TRIMS = 128
+EVICTIONS_BETWEEN_TRIMS = 64
 
 
 @dataclass(frozen=True)
