@@ -12,7 +12,14 @@ import torch
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
-from SAM2AssistLib.engine.local_clicks import heeded, merged_around
+from SAM2AssistLib.engine.local_clicks import (
+    GENTLE_MARGIN,
+    GENTLE_SPREAD,
+    MARGIN,
+    SPREAD,
+    heeded,
+    merged_around,
+)
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -159,8 +166,9 @@ class Plane:
             if better is None:
                 break
             view = better
-        logits = self._heeded(state, clicks)
-        if previous is not None and previous.backed and not prompts[-1].is_box:
+        corrects = previous is not None and previous.backed and not prompts[-1].is_box
+        logits = self._heeded(state, clicks, gently=corrects)
+        if previous is not None and corrects:
             logits = self._merged(previous, state, logits, prompts[-1].points)
             state = replace(state, backed=previous.shows and state.shows)
         if logits is state.logits:
@@ -168,7 +176,7 @@ class Plane:
         # The memory is to be of the mask that the user sees.
         return self.network.remember([index], [replace(state, logits=logits.to(state.logits.dtype))])[0]
 
-    def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt]) -> torch.Tensor:
+    def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt], *, gently: bool) -> torch.Tensor:
         """Let a mask be where the user says that it is, and not be where the user says that it is not."""
         if not self.network.options.prompts_decide or state.object_score <= 0:
             return state.logits
@@ -178,7 +186,7 @@ class Plane:
             for click in clicks
             for (x, y), label in zip(state.view.to_input(click.points, side), click.labels, strict=True)
         ]
-        return heeded(state.logits, placed)
+        return heeded(state.logits, placed, *((GENTLE_MARGIN, GENTLE_SPREAD) if gently else (MARGIN, SPREAD)))
 
     def _merged(self, previous: SliceState, state: SliceState, logits: torch.Tensor, click: np.ndarray) -> torch.Tensor:
         """Keep what a click does not point at, of a mask that more than the network has made."""

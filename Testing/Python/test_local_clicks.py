@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from SAM2AssistLib.engine.local_clicks import MARGIN, heeded, merged_around
+from SAM2AssistLib.engine.local_clicks import (
+    GENTLE_MARGIN,
+    GENTLE_SPREAD,
+    MARGIN,
+    SPREAD,
+    heeded,
+    merged_around,
+)
 
 SIDE = 24
 
@@ -52,10 +59,13 @@ def test_every_cell_is_as_it_was_or_as_it_has_become(before: np.ndarray, after: 
 CELLS = st.floats(0, SIDE - 1)
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0.1, 20.0), CELLS, CELLS, st.booleans())
-def test_a_click_is_heeded_at_its_own_place_and_hardly_anything_changes_far_away(seed, scale, row, column, positive):
+HOW = st.sampled_from([(MARGIN, SPREAD), (GENTLE_MARGIN, GENTLE_SPREAD)])
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 20.0), CELLS, CELLS, st.booleans(), HOW)
+def test_a_click_is_heeded_at_its_place_and_hardly_anything_changes_far_away(seed, scale, row, column, positive, how):
     logits = scale * torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    result = heeded(logits, [(row, column, positive)])
+    result = heeded(logits, [(row, column, positive)], *how)
     around = result[round(row - 0.499) : round(row) + 1, round(column - 0.499) : round(column) + 1]
     assert ((around > 0) == positive).all()
     rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
