@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from module_window import Window, liver, window
+from module_window import WAIT_S, Window, liver, window
 from slicer_package import ROOT
 from slicer_window import a_host, host_or_skip, one_host
 
@@ -287,13 +287,17 @@ def test_slices_are_drawn_as_they_come_while_the_mouse_rests(window: Window, liv
     window.ui.livePreviewCheckBox.checked = False
     window.host.user.press(window.ui.positiveButton)
     window.settle()
+    seen = [colored_rows()]
+
+    def all_drawn() -> bool:
+        seen.append(colored_rows())
+        slices = window.mask("Segment_1").any(axis=(1, 2)).sum()
+        return not window.panel.busy() and slices > 4 and seen[-1] >= seen[0] + slices
+
     window.click(liver)
-    one_slice = colored_rows()
+    window.host.user.wait_until(all_drawn, WAIT_S)
+    assert any(seen[0] < rows < seen[-1] for rows in seen)
     window.settle()
-    window.host.user.wait(0.2)
-    assert window.mask("Segment_1").any(axis=(1, 2)).sum() > 4
-    assert colored_rows() > 2 * one_slice
     window.host.user.press(window.ui.undoButton)
     window.settle()
-    window.host.user.wait(0.2)
-    assert colored_rows() < one_slice
+    window.host.user.wait_until(lambda: colored_rows() == seen[0], WAIT_S)
