@@ -247,12 +247,12 @@ STEPS = {"slice": 1000, "clip": 1250, "refine": 420, "mixed": 2000, "edges": 105
 
 
 def train_mini(out: Path, real: Path | None, steps: dict[str, int]) -> None:
-    """Train the stages of `RECIPES`; each starts from the averaged weights of the one before."""
+    """Train the stages of `RECIPES` that have steps; each starts from the averaged weights of the one before."""
     torch.manual_seed(0)
     model = build_sam2("mini", 256)
     model.refiner = EdgeRefiner()
     stages = []
-    for recipe in (make(steps[stage]) for stage, make in RECIPES.items()):
+    for recipe in (make(steps[stage]) for stage, make in RECIPES.items() if steps[stage]):
         trainer = StageTrainer(model, recipe, real, out)
         trainer.run()
         model.load_state_dict(load_file(out / f"{recipe.name}.safetensors"))
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and weights")
     parser.add_argument("--real", type=Path, help="folder with splits.json and real CT; phantoms alone if not given")
     for stage, steps in STEPS.items():
-        parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=f"default {steps}")
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps, help=f"default {steps}; 0 leaves it out")
     arguments = parser.parse_args()
     # Vanishing numbers slow a CPU down many times, and training makes ever more of them.
     torch.set_flush_denormal(True)

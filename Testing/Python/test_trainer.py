@@ -303,11 +303,11 @@ def test_each_stage_starts_from_the_average_of_the_one_before_and_all_are_record
     a_tiny_sam2(monkeypatch)
     monkeypatch.setattr(trainer_module, "StageTrainer", Watched)
     monkeypatch.setattr(trainer_module, "build_sam2", lambda *_: build_sam2("tiny", TINY_SIZE))
-    names = ("slices", "clips", "refine")
+    names = ("slices", "left out", "clips", "refine")
     recipes = {name: functools.partial(tiny_recipe, name) for name in names}
     monkeypatch.setattr(trainer_module, "RECIPES", recipes)
     out = tmp_path / "run"
-    train_mini(out, None, {"slices": 2, "clips": 1, "refine": 1})
+    train_mini(out, None, {"slices": 2, "left out": 0, "clips": 1, "refine": 1})
     assert same(starts[1], load_file(out / "slices.safetensors"))
     assert same(starts[2], load_file(out / "clips.safetensors"))
     assert (out / "refine.safetensors").is_file()
