@@ -99,7 +99,7 @@ class SliceEncoder:
     @property
     def positions(self) -> Tensor:
         """Position encoding of the coarsest level, (C, S/16, S/16); the same for every slice."""
-        if self._positions is None:
+        if self._positions is None or self._positions.device != self.model.device:
             grid = self.model.image_size // self.model.backbone_stride
             parameter = next(self.model.parameters())
             dummy = parameter.new_zeros(1, self.model.hidden_dim, grid, grid)
@@ -120,8 +120,8 @@ class SliceEncoder:
             held |= self._encode(missing[start : start + self.batch])
         for key in wanted:
             self._keep(key, held[key].on("cpu") if self.on_host else held[key])
-        device = self.model.device if self.on_host else None
-        return [held[key] if device is None else held[key].on(device) for key in keys]
+        # The network may be elsewhere by now: a volume beside this one can have sent it to the CPU for want of memory.
+        return [held[key].on(self.model.device) for key in keys]
 
     def keep_on_host(self) -> None:
         """Keep features in host memory from now on, and bring them to the device when they are needed."""

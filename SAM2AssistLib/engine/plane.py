@@ -155,6 +155,7 @@ class Plane:
         view = self._view_for(everywhere, boxes, previous)
         if previous is None:
             previous = next((p.hint for p in prompts if p.hint is not None), None)
+        own, corrects = previous, previous is not None and previous.backed and not prompts[-1].is_box
         pointed_at = self.network.options.prompts_decide and prompts[-1].says_present
         if pointed_at and previous is not None and not previous.shows:
             # What found nothing here has nothing to say where the user points; the nearest mask has.
@@ -166,11 +167,10 @@ class Plane:
             if better is None:
                 break
             view = better
-        corrects = previous is not None and previous.backed and not prompts[-1].is_box
         logits = self._heeded(state, clicks, gently=corrects)
-        if previous is not None and corrects:
-            logits = self._merged(previous, state, logits, prompts[-1].points)
-            state = replace(state, backed=previous.shows and state.shows)
+        if own is not None and corrects:
+            logits = self._merged(own, state, logits, prompts[-1].points)
+            state = replace(state, backed=own.shows and state.shows)
         if logits is state.logits:
             return state
         # The memory is to be of the mask that the user sees.

@@ -118,6 +118,10 @@ class Assistant:
         self._opened[key] = _Opened(workspace, choice, along)
         return workspace
 
+    def choice_of(self, workspace: Workspace) -> EngineChoice:
+        """Return what an open workspace was made with; the panel's choice may be another by now."""
+        return next(opened.choice for opened in self._opened.values() if opened.workspace is workspace)
+
     def engine(self, choice: EngineChoice) -> Engine:
         """Return the engine of a choice, loading it if it is another one than before; for the worker's thread."""
         if self._engine is None or self._engine[0] != choice:

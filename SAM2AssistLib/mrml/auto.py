@@ -17,6 +17,7 @@ from SAM2AssistLib.mrml.desk import Verdicts
 from SAM2AssistLib.mrml.jobs import Stage
 from SAM2AssistLib.mrml.nodes import add_segment
 from SAM2AssistLib.mrml.volumes import look_at_volume
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
 from SAM2AssistLib.mrml.words import translator
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class AutoMode:
         workspace = self.panel.workspace(make=True)
         assert workspace is not None
         node = self.panel.segmentation_node
-        self._refuse_taken(node, classes)
+        self._refuse_taken(node, classes, workspace.painter.grid)
         by_case, by_adapter = self._shared_out(classes)
         wanted = {name: self._empty_segment(node, name) for name in classes}
         adapter = self.sources.adapter if by_adapter else None
@@ -176,11 +177,10 @@ class AutoMode:
         return [case for case, names in self.sources.cases.items() if set(names) & set(classes)]
 
     @staticmethod
-    def _refuse_taken(node: Any, classes: Sequence[str]) -> None:
+    def _refuse_taken(node: Any, classes: Sequence[str], grid: Grid) -> None:
         for name in classes:
             segment_id = node.GetSegmentation().GetSegmentIdBySegmentName(name)
-            image = node.GetBinaryLabelmapInternalRepresentation(segment_id) if segment_id else None
-            if image is not None and image.GetNumberOfPoints():
+            if segment_id and SegmentVoxels(node, segment_id, grid).read().any():
                 said = _("There is a segment {name!r} already; rename or remove it, or uncheck the class.")
                 raise InputError(said.format(name=name))
 

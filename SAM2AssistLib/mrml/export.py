@@ -103,6 +103,27 @@ def _named_mask(segment: Any, mask: NDArray[np.bool_]) -> NamedMask:
     return NamedMask(name, mask, terminology_of_segment(name, entry, (red, green, blue)))
 
 
+def nrrd_path(path: str | Path) -> str:
+    """Return where a segmentation is to be saved, with the ending that Slicer knows a segmentation by.
+
+    Raises
+    ------
+    OutputError
+        If the name has the ending of another format, the file with the ending added is there already (nobody has been
+        asked whether it may be replaced), or `check_place` refuses it.
+    """
+    given = Path(path)
+    if given.suffix.lower() != ".nrrd":
+        if given.suffix:
+            said = _("{name} does not end in .seg.nrrd; give the file a name that does.")
+            raise OutputError(said.format(name=given.name))
+        given = given.with_name(f"{given.name}.seg.nrrd")
+        if given.exists():
+            raise OutputError(_("There is a file {name} already; choose it, or another name.").format(name=given.name))
+    check_place(given)
+    return str(given)
+
+
 def save_nrrd(segments: Snapshot, path: str | Path) -> Iterator[Stage | str]:
     """Write a segmentation as Slicer itself writes it, as a whole or not at all.
 

@@ -63,6 +63,13 @@ def add_segment(segmentation_node: Any, name: str) -> str:
     return segment_id
 
 
+def keep_codes(segmentation_node: Any, segment_id: str) -> None:
+    """Leave a segment that comes with codes its codes and its color, until it gets another name."""
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    if segment is not None and not _tag(segment, NAMED_TAG) and _tag(segment, segment.GetTerminologyEntryTagName()):
+        segment.SetTag(NAMED_TAG, segment.GetName())
+
+
 def follow_name(segmentation_node: Any, segment_id: str) -> None:
     """Give a segment the codes and the color its name stands for, once for every name; other names change nothing."""
     segment = segmentation_node.GetSegmentation().GetSegment(segment_id)

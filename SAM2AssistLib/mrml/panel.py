@@ -6,7 +6,6 @@ gesture can be tested without a window.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ import numpy as np
 
 from SAM2AssistLib.engine.catalogue import find_model, model_names
 from SAM2AssistLib.engine.store import is_present
-from SAM2AssistLib.errors import InputError, SAM2AssistError
+from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.atomic import check_place
 from SAM2AssistLib.mrml import export, nodes
 from SAM2AssistLib.mrml.assistant import Assistant, EngineChoice
@@ -28,6 +27,7 @@ from SAM2AssistLib.mrml.masking import Rules
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.preview import Preview
 from SAM2AssistLib.mrml.strip import strip_ppm
+from SAM2AssistLib.mrml.telling import sentence_of
 from SAM2AssistLib.mrml.volumes import look_at_volume
 from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.mrml.workspace import Workspace
@@ -78,6 +78,7 @@ class Panel:
         self.installed, self._installing = True, False
         self._live_preview = True
         self._placing: tuple[str, bool] | None = None
+        self._placing_into: str | None = None
         self._entered = False
         self.jobs = Jobs(assistant.worker, view, self._failed)
         self._auto = AutoMode(self)
@@ -88,12 +89,14 @@ class Panel:
         listener.confidence, listener.changed = self.show_confidence, view.showBusy
         listener.step, listener.note = self._before_step, view.showStatus
         assistant.rules.editor_node = self.editor_node
+        self._scene_observation = observe(scene, scene.EndCloseEvent, self._scene_closed)
 
     def close(self) -> None:
         """Let go of the scene; the view is told nothing any more."""
         self.exit()
         self._preview.close()
         self.jobs.close()
+        forget([self._scene_observation])
         self.assistant.rules.editor_node = Rules().editor_node
         vars(self.assistant.listener).update(vars(Listener()))
 
@@ -109,7 +112,7 @@ class Panel:
         for node, name, slot in (
             (interaction, "InteractionModeChangedEvent", self._mode_changed),
             (crosshair, "CursorPositionModifiedEvent", self._cursor_moved),
-            (self.editor_node(), "ModifiedEvent", self.show_confidence),
+            (self.editor_node(), "ModifiedEvent", self._editor_changed),
         ):
             if node is not None:
                 self._observations.append(observe(node, getattr(node, name, name), slot))
@@ -296,7 +299,7 @@ class Panel:
             if drawn is not Kind.POINT:
                 workspace.prompts.begin_drawing(node, solid=kind == SOLID_BOX)
             nodes.start_placing(self.scene, node, drawn)
-            self._placing = (kind, positive)
+            self._placing, self._placing_into = (kind, positive), segment_id
 
     def stop_placing(self) -> None:
         """Let the mouse scroll and window again."""
@@ -344,7 +347,7 @@ class Panel:
     def save_nrrd(self, path: str) -> None:
         """Save the segmentation as it is now."""
         with self._guarded():
-            check_place(path)
+            path = export.nrrd_path(path)
             segments = export.Snapshot.of(self.volume_node, self._segmentation())
             self.jobs.start(_("save as NRRD"), lambda: export.save_nrrd(segments, path), self.view.showStatus)
 
@@ -355,9 +358,9 @@ class Panel:
             segments = export.Snapshot.of(self.volume_node, self._segmentation())
             volume, _read = look_at_volume(self.volume_node)
             files = export.dicom_files_of(self.volume_node, file_of)
-            workspaces = self._current()  # none, if the segmentation is not of this program
-            choice = self.assistant.choice if workspaces else None
-            prompts = [request for workspace in workspaces for request in export.prompts_of(workspace)]
+            worked = [w for w in self._current() if w.journal.done or w.prompts.nodes()]
+            choice = self.assistant.choice_of(worked[0]) if worked else None
+            prompts = [request for workspace in worked for request in export.prompts_of(workspace)]
             self.jobs.start(
                 _("export DICOM-SEG"),
                 lambda: export.export_dicom_seg(segments, volume, files, path, choice, prompts),
@@ -439,6 +442,24 @@ class Panel:
         self.view.showStatus(sentence)
         self.refresh_classes()
 
+    def _scene_closed(self) -> None:
+        """Let predictions overlap again unless the user says other: with the scene, the node's choice was reset."""
+        node = self.editor_node()
+        node.SetOverwriteMode(node.OverwriteNone)
+
+    def _editor_changed(self) -> None:
+        self.show_confidence()
+        self._follow_segment()
+
+    def _follow_segment(self) -> None:
+        """Let clicks go into the segment that is chosen now, not into the one before, nor into one that is deleted."""
+        if self._placing is None or self.segment_id() == self._placing_into:
+            return
+        if self.segment_id() is None:
+            self.stop_placing()
+        else:
+            self.start_placing(*self._placing)
+
     def _mode_changed(self) -> None:
         if not nodes.is_placing(self.scene):
             self.stop_placing()
@@ -446,6 +467,7 @@ class Panel:
 
     def _cursor_moved(self) -> None:
         """Show what a click would give, while a point is being placed and the engine has time."""
+        self._follow_segment()
         if self._placing is None or self._placing[0] != Kind.POINT.value or not self._live_preview or self.busy():
             return
         position = [0.0, 0.0, 0.0]
@@ -463,19 +485,4 @@ class Panel:
             self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
-        """Tell the user of an error in a sentence; one that nobody has foreseen is logged with where it came from."""
-        if isinstance(error, SAM2AssistError):
-            sentence = str(error)
-        elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-            sentence = _(
-                "There is not enough memory; close what is not needed, or choose a smaller model or the device 'cpu'"
-                " under Advanced."
-            )
-        elif isinstance(error, OSError):
-            said = _("A file cannot be read or written ({reason}); check the place and the free space.")
-            sentence = said.format(reason=str(error) or type(error).__name__)
-        else:
-            logging.error("SAM2 Assist: unexpected error", exc_info=error)
-            said = _("Something unexpected happened ({error}); what was finished stays, the log says more.")
-            sentence = said.format(error=f"{type(error).__name__}: {error}")
-        self.view.showError(sentence)
+        self.view.showError(sentence_of(error))

@@ -28,6 +28,7 @@ class Preview:
     def __init__(self, scene: Any) -> None:
         self.scene = scene
         self._node: Any = None
+        self._grid: Grid | None = None
         self._shown: tuple[int, int] | None = None
         self._asked: Gesture | None = None
 
@@ -77,6 +78,9 @@ class Preview:
 
     def _voxels(self, workspace: Workspace) -> SegmentVoxels:
         grid = Grid.of(workspace.volume_node, workspace.segmentation_node)
+        if self._grid is None or not grid.is_that_of(self._grid):
+            self.close()  # another volume's slice would stay, and the voxels grow to hold both
+        self._grid = grid
         if self._node is None or self._node.GetScene() is not self.scene:
             node = self.scene.CreateNodeByClass("vtkMRMLSegmentationNode")
             node.UnRegister(None)

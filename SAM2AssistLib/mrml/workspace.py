@@ -16,7 +16,7 @@ from SAM2AssistLib.mrml.gestures import Gesture
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, reverse, unpacked
 from SAM2AssistLib.mrml.listener import Listener, title_of
 from SAM2AssistLib.mrml.masking import Rules
-from SAM2AssistLib.mrml.nodes import follow_name
+from SAM2AssistLib.mrml.nodes import follow_name, keep_codes
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.painting import Painter
 from SAM2AssistLib.mrml.prompt_nodes import SEGMENT, PromptNodes
@@ -322,7 +322,10 @@ class Workspace:
         import vtk
 
         segmentation = self.segmentation_node.GetSegmentation()
+        for segment_id in segmentation.GetSegmentIDs():
+            self._keep_codes(segment_id)
         return [
+            observe(segmentation, segmentation.SegmentAdded, self._keep_codes, vtk.VTK_STRING),
             observe(segmentation, segmentation.SegmentRemoved, self.segment_removed, vtk.VTK_STRING),
             observe(segmentation, segmentation.SegmentModified, self.segment_modified, vtk.VTK_STRING),
             observe(segmentation, segmentation.SourceRepresentationModified, self.voxels_changed),
@@ -330,6 +333,9 @@ class Workspace:
             observe(self.volume_node, self.volume_node.ImageDataModifiedEvent, self.volume_changed),
             observe(self.volume_node, "ModifiedEvent", self.volume_changed),  # all that arrayFromVolumeModified tells
         ]
+
+    def _keep_codes(self, segment_id: str) -> None:
+        keep_codes(self.segmentation_node, segment_id)
 
     def _begin(self, title: str) -> Step:
         self.listener.step(self)

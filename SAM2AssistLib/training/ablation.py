@@ -1,13 +1,14 @@
 """What each part of the training brings, measured: run by commands, reported in Resources/Docs/ablation.md.
 
     python -m SAM2AssistLib.training.ablation regions
-    python -m SAM2AssistLib.training.ablation prompting [--data DIR] --steps 100
+    python -m SAM2AssistLib.training.ablation prompting [--data DIR] [--from-scratch] --steps 100
     python -m SAM2AssistLib.training.ablation pruning [--data DIR] --steps 200
 
 ``regions`` times one training step on K regions of a slice: all in one decoder call, and one at a time. ``prompting``
 and ``pruning`` fine-tune the same base with the same seed on the same data and differ in one setting; they are compared
 on phantoms, and on the validation and test patients of the data, that no variant was trained on, as the spread over
-behaviours too. Without ``--data``, phantoms alone are trained on.
+behaviours too. Without ``--data``, phantoms alone are trained on. The embedded base has met all behaviours already,
+which hides what they bring; ``--from-scratch`` starts each variant from the same random weights and trains all of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from SAM2AssistLib.training.datasets.case import Case
 from SAM2AssistLib.training.datasets.layouts import find_data
 from SAM2AssistLib.training.datasets.split import split_of
 from SAM2AssistLib.training.finetune import FineTuner, make_accelerator
+from SAM2AssistLib.training.lora import WHOLE, LoraRecipe
 from SAM2AssistLib.training.phpg import Prompting, Regions, phpg_step
 from SAM2AssistLib.training.recipe import FineTuneRecipe
 from SAM2AssistLib.training.slices import CaseStore, SampleKey, SliceSamples
@@ -49,6 +51,8 @@ SINGLE_HEURISTIC = Prompting(
     {"centre click": 1.0}, per_region=1, fewest=0, most=0, competition=0.0, consistency=0.0, error=0.0
 )
 """What PHPG is compared with: every region prompted by one click in its middle, no corrections."""
+FROM_SCRATCH_RATE = 5e-4
+"""The learning rate of the first stage of ``mini``."""
 HELD_OUT_SEED = 900_000
 """Phantoms from here on are never trained on."""
 
@@ -157,11 +161,43 @@ def _dice_rows(
     return (2 * shared / (guess.flatten(1).sum(1) + regions.masks.flatten(1).sum(1))).tolist()
 
 
-def compare(variants: Sequence[Variant], data: Path | None, steps: int, batch: int, most: int) -> dict[str, object]:
-    """Fine-tune once per variant, and measure the base and each of them on what none was trained on."""
+def compare(
+    variants: Sequence[Variant],
+    data: Path | None,
+    steps: int,
+    batch: int,
+    most: int,
+    *,
+    phantoms: int | None = None,
+    from_scratch: bool = False,
+) -> dict[str, object]:
+    """Train once per variant, and measure the base and each of them on what none was trained on.
+
+    Parameters
+    ----------
+    data : a data folder; phantoms alone if None.
+    most : held-out slices of each kind to measure on.
+    phantoms : to train on; 12, or 4 beside real data, if None.
+    from_scratch : train everything from random weights, instead of an adapter for the embedded ones.
+    """
     spec = find_model("mini")
     device = choose_device("auto")
-    recipe = FineTuneRecipe(steps=steps, batch=batch, clip_share=0.0, warm_up=10, phantoms=4 if data else 12)
+    lora = LoraRecipe(targets=(), whole=tuple(WHOLE)) if from_scratch else LoraRecipe()
+    made_up = phantoms or (4 if data else 12)
+    recipe = FineTuneRecipe(
+        steps=steps,
+        batch=batch,
+        clip_share=0.0,
+        warm_up=10,
+        phantoms=made_up,
+        lora=lora,
+        whole_rate=FROM_SCRATCH_RATE,
+    )
+
+    def base() -> SAM2Base:
+        torch.manual_seed(recipe.seed)
+        return build_base(spec, untrained=from_scratch)
+
     train, held, names = _cases(data)
     every = with_synthetic_names(names, 1, 0)
     made = [phantom_ct(seed, every) for seed in range(recipe.phantoms)]
@@ -174,13 +210,13 @@ def compare(variants: Sequence[Variant], data: Path | None, steps: int, batch: i
     def measured(model: SAM2Base) -> dict[str, object]:
         return {name: asdict(measure_spread(model, s, most, spec.dense_prompts)) for name, s in held_out.items()}
 
-    report: dict[str, object] = {"base": measured(build_base(spec).to(device))}
+    report: dict[str, object] = {"base": measured(base().to(device))}
     for variant in variants:
         own = replace(recipe, prompting=variant.prompting, pruning=variant.pruning)
         samples = SliceSamples(store, store.index(), appearance_for(spec, own), own.most_regions)
         with tempfile.TemporaryDirectory() as folder:
             tuner = FineTuner(
-                build_base(spec), spec, own, store, samples, Path(folder), accelerator=make_accelerator(own, device)
+                base(), spec, own, store, samples, Path(folder), accelerator=make_accelerator(own, device)
             )
             tuner.run()
             report[variant.name] = {
@@ -216,6 +252,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("regions", "prompting", "pruning"))
     parser.add_argument("--data", type=Path, help="a data folder; phantoms alone if not given")
+    parser.add_argument("--from-scratch", action="store_true", help="train everything from random weights")
+    parser.add_argument("--phantoms", type=int, help="to train on; default 12, or 4 beside real data")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--most", type=int, default=24, help="held-out slices of each kind to measure on")
@@ -227,7 +265,15 @@ def main() -> None:
         print(json.dumps(time_regions(arguments.regions, arguments.repeats), indent=1))
         return
     variants = variants_of(arguments.what)
-    report = compare(variants, arguments.data, arguments.steps, arguments.batch, arguments.most)
+    report = compare(
+        variants,
+        arguments.data,
+        arguments.steps,
+        arguments.batch,
+        arguments.most,
+        phantoms=arguments.phantoms,
+        from_scratch=arguments.from_scratch,
+    )
     print(json.dumps(report, indent=1))
 
 

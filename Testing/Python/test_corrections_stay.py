@@ -59,3 +59,19 @@ def test_beyond_a_slice_that_was_emptied_there_is_nothing(backed) -> None:
     assert before[23:].any(axis=(1, 2)).all()
     assert not after[22:].any()
     assert all(dice(after[k], before[k]) > 0.9 for k in range(20))
+
+
+def test_a_click_where_nothing_was_found_does_not_copy_the_mask_next_door(columns) -> None:
+    session, segment, column = columns
+    here, nothing = (
+        SliceOpinion(View(16, 16, 64, 64), torch.from_numpy(np.where(is_there, 4.0, -4.0))[16:80, 16:80])
+        for is_there in (column, np.zeros_like(column))
+    )
+    session.blend(segment, {k: here if k < 22 else nothing for k in range(31) if k != 15}, 0.9)
+    shown = session.mask(segment)[:22].any(axis=0)
+    assert not session.mask(segment)[22:].any()
+    session.add_point(segment, session.volume.ras_from_index_ijk((84.0, 84.0, 24.0)))
+    found = session.mask(segment)[24]
+    assert found[84, 84]
+    # What the network makes of the click and of the mask next door may overlap with that mask, but is no copy of it.
+    assert (found & shown).sum() < 0.9 * shown.sum()

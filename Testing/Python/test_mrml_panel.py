@@ -1,0 +1,227 @@
+"""What the panel takes care of between the user's deeds: what is chosen, what is closed, whose work it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vtk", reason="slicer-core is not installed")
+slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
+
+from mrml_desk import Desk, desk  # noqa: E402, F401
+from mrml_scene import paint, point, volume_node  # noqa: E402
+from mrml_view import RecordingView  # noqa: E402
+from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
+
+from SAM2AssistLib.errors import InputError, OutputError  # noqa: E402
+from SAM2AssistLib.mrml import export  # noqa: E402
+from SAM2AssistLib.mrml.auto import AutoMode, Sources  # noqa: E402
+from SAM2AssistLib.mrml.desk import Patch  # noqa: E402
+from SAM2AssistLib.mrml.panel import Panel  # noqa: E402
+from SAM2AssistLib.mrml.preview import NAME  # noqa: E402
+
+LEFT, RIGHT = (5, 32, 20), (5, 32, 44)
+TERMINOLOGY = (
+    "Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~"
+)
+
+
+@pytest.fixture
+def panel(desk: Desk) -> Iterator[Panel]:  # noqa: F811
+    for name in ("Selection", "Interaction", "Crosshair"):
+        node = desk.scene.CreateNodeByClass(f"vtkMRML{name}Node")
+        node.UnRegister(None)
+        node.SetSingletonTag("Singleton")
+        desk.scene.AddNode(node)
+    made = Panel(desk.scene, desk.assistant, RecordingView())
+    made.volume_node, made.segmentation_node = desk.volume, desk.segmentation
+    made.enter()
+    assert desk.assistant.wait()
+    yield made
+    made.close()
+
+
+def placed_into(panel: Panel) -> str | None:
+    """The segment that the next click would go into."""
+    selection = panel.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    node = panel.scene.GetNodeByID(selection.GetActivePlaceNodeID() or "")
+    (workspace,) = panel.assistant.workspaces
+    segments = panel.segmentation_node.GetSegmentation()
+    own = (s for s in segments.GetSegmentIDs() if node in workspace.prompts.nodes(s))
+    return next(own, None)
+
+
+def is_placing(panel: Panel) -> bool:
+    interaction = panel.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    return interaction.GetCurrentInteractionMode() == interaction.Place
+
+
+# ---- the scene
+
+
+def test_in_a_scene_after_the_first_predictions_still_leave_other_segments_alone(panel: Panel) -> None:
+    panel.scene.Clear(False)
+    editor = panel.editor_node()
+    assert editor.GetOverwriteMode() == editor.OverwriteNone
+
+
+def test_a_closed_panel_does_not_look_at_the_scene_any_more(panel: Panel) -> None:
+    editor = panel.editor_node()
+    panel.close()
+    editor.SetOverwriteMode(editor.OverwriteAllSegments)
+    panel.scene.InvokeEvent(panel.scene.EndCloseEvent)
+    assert editor.GetOverwriteMode() == editor.OverwriteAllSegments
+
+
+# ---- the segment that is chosen
+
+
+@pytest.mark.parametrize("kind", ["point", "box"])
+def test_clicks_go_into_the_segment_that_was_chosen_last(panel: Panel, desk: Desk, kind: str) -> None:  # noqa: F811
+    other = desk.add_segment("other")
+    panel.editor_node().SetSelectedSegmentID(desk.segment)
+    panel.start_placing(kind, True)
+    assert placed_into(panel) == desk.segment
+    panel.editor_node().SetSelectedSegmentID(other)
+    assert placed_into(panel) == other
+    assert panel.placing() == (kind, True)
+    assert is_placing(panel)
+
+
+def test_when_the_segment_is_deleted_clicks_go_into_another_and_end_with_the_last(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+) -> None:
+    other = desk.add_segment("other")
+    segments = desk.segmentation.GetSegmentation()
+    panel.editor_node().SetSelectedSegmentID(other)
+    panel.start_placing("point", False)
+    segments.RemoveSegment(other)
+    crosshair = panel.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    crosshair.SetCursorPositionRAS([1.0, 2.0, 3.0])
+    assert placed_into(panel) == desk.segment
+    assert panel.placing() == ("point", False)
+    segments.RemoveSegment(desk.segment)
+    crosshair.SetCursorPositionRAS([2.0, 2.0, 3.0])
+    assert panel.placing() is None
+    assert not is_placing(panel)
+
+
+# ---- names and codes
+
+
+def test_a_segment_that_comes_with_codes_keeps_them_and_its_color_until_it_is_renamed(desk: Desk) -> None:  # noqa: F811
+    segments, segment = desk.segmentation.GetSegmentation(), slicer.vtkSegment()
+    segment.SetName("liver")
+    segment.SetTag(segment.GetTerminologyEntryTagName(), TERMINOLOGY)
+    segments.AddSegment(segment, "liver")
+    segment.SetColor(0.1, 0.2, 0.9)
+    segment.SetTag("anything", "else")
+    assert segment.GetColor() == pytest.approx((0.1, 0.2, 0.9))
+    segment.SetName("spleen")
+    assert segment.GetColor() != pytest.approx((0.1, 0.2, 0.9))
+
+
+# ---- whose work it is
+
+
+def test_a_segmentation_that_the_engine_had_no_part_in_is_exported_without_its_name(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    chosen: list[Any] = []
+
+    def noted(*given: Any) -> Iterator[str]:
+        chosen.append(given[4])
+        yield "done"
+
+    monkeypatch.setattr(export, "export_dicom_seg", noted)
+    monkeypatch.setattr(export, "dicom_files_of", lambda *_: [])
+
+    def exported() -> Any:
+        panel.export_dicom_seg(str(tmp_path / "a.dcm"), str)
+        assert desk.assistant.wait()
+        assert not panel.view.errors
+        return chosen.pop()
+
+    before = desk.assistant.choice
+    assert exported() is None
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    assert exported() == before
+    desk.assistant.choice = dataclasses.replace(before, device="another")
+    assert exported() == before
+
+
+def test_auto_segment_takes_segments_that_are_empty_again_and_refuses_those_that_hold_something(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auto, asked = AutoMode(panel), []
+    auto.sources = Sources("adapter", ("ball",), {})
+    monkeypatch.setattr(type(desk.workspace), "auto_segment", lambda _, wanted, *rest: asked.append(wanted))
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    with pytest.raises(InputError, match="already"):
+        auto.start(["ball"])
+    assert not asked
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    assert not desk.mask().any()
+    auto.start(["ball"])
+    assert asked == [{"ball": desk.segment}]
+
+
+# ---- the preview
+
+
+def test_the_preview_of_another_volume_holds_nothing_of_the_one_before(panel: Panel, desk: Desk) -> None:  # noqa: F811
+    def shown() -> int:
+        node = desk.scene.GetFirstNodeByName(NAME)
+        image = node.GetBinaryLabelmapInternalRepresentation(NAME)
+        return int(vtk_to_numpy(image.GetPointData().GetScalars()).sum())
+
+    mask = np.zeros(desk.ct.shape_kji[1:], bool)
+    mask[10:15, 10:15] = True
+    panel._preview.show(desk.workspace, Patch(desk.segment, 0, 3, mask))
+    assert shown() == 25
+    moved = volume_node(desk.ct)
+    moved.SetOrigin(*(np.array(moved.GetOrigin()) + (0, 0, 4.0)))
+    other = desk.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "T")
+    workspace = desk.assistant.open(moved, other)
+    panel._preview.show(workspace, Patch(desk.segment, 0, 5, mask))
+    assert shown() == 25
+
+
+# ---- names of files
+
+
+def test_a_name_without_an_ending_gets_that_of_a_segmentation(tmp_path: Path) -> None:
+    assert export.nrrd_path(tmp_path / "case") == str(tmp_path / "case.seg.nrrd")
+    for name in ("case.seg.nrrd", "case.nrrd", "CASE.SEG.NRRD"):
+        assert export.nrrd_path(tmp_path / name) == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.vtm", "case.dcm"])
+def test_a_name_with_the_ending_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="seg.nrrd"):
+        export.nrrd_path(tmp_path / name)
+
+
+def test_a_file_that_nobody_was_asked_about_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "case.seg.nrrd").write_bytes(b"older")
+    with pytest.raises(OutputError, match="already"):
+        export.nrrd_path(tmp_path / "case")
+
+
+def test_painted_voxels_do_not_count_as_the_work_of_the_engine(panel: Panel, desk: Desk) -> None:  # noqa: F811
+    mask = np.zeros(desk.ct.shape_kji[1:], bool)
+    mask[5:9, 5:9] = True
+    paint(desk.volume, desk.segmentation, desk.segment, 0, 3, mask)
+    assert not panel.can_undo()
