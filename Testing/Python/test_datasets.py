@@ -72,6 +72,20 @@ def test_case_folders_may_give_one_structure_different_values(tmp_path):
         assert np.array_equal(mask_of(data, case.name, "tumor"), labels_with(1) == 1)
 
 
+def test_case_folders_may_be_links_to_where_the_data_lie(tmp_path):
+    stored, root = tmp_path / "store" / "one", tmp_path / "data"
+    a_ct(stored / "image.nii.gz")
+    write(stored / "label.nii.gz", labels_with(1))
+    (stored / "labels.json").write_text('{"tumor": 1}')
+    (root / "x").mkdir(parents=True)
+    for link in (root / "two", root / "x" / "three"):
+        try:
+            link.symlink_to(stored, target_is_directory=True)
+        except OSError:
+            pytest.skip("links cannot be made here")
+    assert [case.name for case in find_data(root).cases] == ["two", "x/three"]
+
+
 @pytest.mark.parametrize("top", [".", "Training", "RawData/Training"])
 def test_synapse_is_found_with_transunets_split(tmp_path, top):
     for number in (1, 5, 38, 40):

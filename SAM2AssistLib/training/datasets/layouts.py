@@ -86,7 +86,9 @@ def _plain(root: Path) -> DataSet | None:
 
 def _case_folders(root: Path) -> DataSet | None:
     cases = []
-    for label in sorted(root.rglob("label.nii.gz")):
+    # Folders that are links are looked into down to the second level; "**" leaves them out.
+    found = {label for pattern in ("**", "*", "*/*") for label in root.glob(f"{pattern}/label.nii.gz")}
+    for label in sorted(found):
         folder = label.parent
         if not (folder / "image.nii.gz").is_file():
             raise InputError(f"{folder} has a label.nii.gz but no image.nii.gz; put the image beside it.")
