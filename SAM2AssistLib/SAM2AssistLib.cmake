@@ -130,11 +130,14 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/mrml/panel.py
   SAM2AssistLib/mrml/preview.py
   SAM2AssistLib/mrml/prompt_nodes.py
+  SAM2AssistLib/mrml/propagating.py
   SAM2AssistLib/mrml/samples.py
   SAM2AssistLib/mrml/script.py
   SAM2AssistLib/mrml/self_test.py
   SAM2AssistLib/mrml/strip.py
   SAM2AssistLib/mrml/surfaces.py
+  SAM2AssistLib/mrml/telling.py
+  SAM2AssistLib/mrml/turning.py
   SAM2AssistLib/mrml/volumes.py
   SAM2AssistLib/mrml/voxels.py
   SAM2AssistLib/mrml/words.py
@@ -156,6 +159,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/prompting/support.py
   SAM2AssistLib/prompting/support_library.py
   SAM2AssistLib/prompting/templates.py
+  SAM2AssistLib/prompting/trunk.py
   SAM2AssistLib/prompting/voxel_features.py
   SAM2AssistLib/prompting/voxel_head.py
   SAM2AssistLib/prompts.py
@@ -179,6 +183,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/training/datasets/split.py
   SAM2AssistLib/training/feed.py
   SAM2AssistLib/training/finetune.py
+  SAM2AssistLib/training/guidance_training.py
   SAM2AssistLib/training/lora.py
   SAM2AssistLib/training/losses.py
   SAM2AssistLib/training/masses.py
@@ -201,6 +206,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/training/slices.py
   SAM2AssistLib/training/synthetic.py
   SAM2AssistLib/training/trainer.py
+  SAM2AssistLib/training/trunk_training.py
   SAM2AssistLib/training/unit.py
   SAM2AssistLib/training/user.py
   SAM2AssistLib/training/volumes.py
@@ -219,6 +225,8 @@ set(SAM2AssistLib_PYTHON_RESOURCES
   SAM2AssistLib/prompting/adapters/mini/adapter_config.json
   SAM2AssistLib/prompting/adapters/mini/adapter_model.safetensors
   SAM2AssistLib/prompting/adapters/mini/card.json
+  SAM2AssistLib/prompting/adapters/mini/guidance.safetensors
   SAM2AssistLib/prompting/adapters/mini/self_prompt.safetensors
+  SAM2AssistLib/prompting/adapters/mini/trunk.safetensors
   SAM2AssistLib/training/seeds.json
   )

@@ -252,7 +252,6 @@ class _Run:
     ) -> Iterator[AutoStep]:
         prepared: list[Support] = []
         engine, window = prompter.engine if prompter else self.session.engine, self.session.window
-        head = prompter.head if prompter else None
         for number, case in enumerate(support, 1):
             prepared.append(case if isinstance(case, Support) else prepare_support(engine, case, window))
             yield AutoStep("support", number, len(support))
@@ -263,7 +262,7 @@ class _Run:
             if isinstance(step, AutoStep):
                 yield step
                 continue
-            for found in SupportPrompter(prepared, plane, step, self.options.support, head).maps():
+            for found in SupportPrompter(prepared, plane, step, self.options.support, prompter).maps():
                 if isinstance(found, ClassMaps):
                     for name in wanted:
                         findings[name] = self._find(found, name, self.options.support.presence), found
@@ -359,7 +358,8 @@ class _Run:
         ):
             yield AutoStep("corrections", done, rounds, correction.segment, correction.axis, correction.index)
             if self._asked_to_stop():
-                return
+                break
+        self.session.settle_conflicts(segments)
 
     def _verdicts(
         self, wanted: Sequence[str], findings: dict[str, tuple[Finding, ClassMaps]]

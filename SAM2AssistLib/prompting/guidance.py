@@ -14,15 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from SAM2AssistLib.errors import ModelError
+
 if TYPE_CHECKING:
     from sam2.modeling.sam.mask_decoder import MaskDecoder
 
+GUIDANCE_NAME = "guidance"
+GUIDANCE_FILE = f"{GUIDANCE_NAME}.safetensors"
 FLOOR = 0.1
 """Of the gate: what a pseudo-mask leaves out can still be seen."""
 START = 0.1
@@ -85,6 +90,31 @@ class MaskGuidance(nn.Module):
         finally:
             for module in (decoder, *attentions):
                 del module.forward  # the class's own is there again
+
+
+def load_guidance(folder: Path, decoder: MaskDecoder) -> MaskGuidance | None:
+    """Read the guidance of an adapter folder, on the decoder's device; None if it has none.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged or does not fit the decoder.
+    """
+    path = folder / GUIDANCE_FILE
+    if not path.is_file():
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    guidance = MaskGuidance(len(guided_attentions(decoder)))
+    try:
+        weights = load_file(path)
+        guidance.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ModelError(f"{path} is damaged or does not fit this model; make the adapter again.") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise ModelError(f"{path} is damaged, for not all of it is finite; make the adapter again.")
+    return guidance.to(next(decoder.parameters()).device).eval().requires_grad_(False)
 
 
 def guided_attentions(decoder: MaskDecoder) -> list[Any]:

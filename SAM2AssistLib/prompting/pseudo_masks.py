@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,13 +20,15 @@ from SAM2AssistLib.engine.memory import Recall, SliceState
 from SAM2AssistLib.engine.network import Row
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.prompting.class_maps import ClassMaps, competing
-from SAM2AssistLib.prompting.guidance import MaskGuidance
 from SAM2AssistLib.prompting.retrieval import Match, Retrieval
+from SAM2AssistLib.prompting.self_prompt import SelfPrompter
 from SAM2AssistLib.prompting.support import Support
+from SAM2AssistLib.prompting.trunk import TrunkSense
 from SAM2AssistLib.prompting.voxel_features import GRID, VoxelFeatures
-from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead
 
 PRIOR_LIMIT = 6.0
+GUIDED_ROWS = 16
+"""Classes of a slice that are looked at together the second time."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,7 @@ class SupportOptions:
         themselves than a trained head.
     with_adapter : whether the adapter that comes with the package helps to compare cells, where no other is given.
     random_seed : for the ablation that draws the support slices instead of retrieving them.
-    guidance : for a second look, or None for one look only.
-    guided_rows : classes that are looked at together the second time.
+    guided : whether each slice is looked at once more, guided by its pseudo-masks (PMA), where a trained guidance is.
     prior_weight : from 0, the pseudo-masks alone, to 1, the resembling cells alone.
     """
 
@@ -52,9 +54,24 @@ class SupportOptions:
     presence: float = 0.35
     with_adapter: bool = True
     random_seed: int | None = None
-    guidance: MaskGuidance | None = None
-    guided_rows: int = 16
-    prior_weight: float = 0.5
+    guided: bool = True
+    prior_weight: float = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What may be on a slice.
+
+    Attributes
+    ----------
+    chosen : numbers of the classes that are looked for.
+    prior : (K, g, g), how much the cells resemble those of each class.
+    rows : one for each chosen class, with the memories of its support slices.
+    """
+
+    chosen: list[int]
+    prior: Tensor
+    rows: list[Row]
 
 
 class SupportPrompter:
@@ -65,7 +82,8 @@ class SupportPrompter:
     supports : at least one; all encoded by the network of ``plane``.
     plane : axial slices of the volume in the common orientation.
     features : of its slices.
-    head : of an adapter, to compare cells by; None to compare plain features.
+    prompter : of an adapter whose head compares cells, whose guidance looks twice, and whose sense of the trunk says
+        where not to look; None to compare plain features.
     """
 
     def __init__(
@@ -74,11 +92,13 @@ class SupportPrompter:
         plane: Plane,
         features: VoxelFeatures,
         options: SupportOptions,
-        head: VoxelPromptHead | None = None,
+        prompter: SelfPrompter | None = None,
     ) -> None:
         self.supports, self.plane, self.features, self.options = list(supports), plane, features, options
-        self.retrieval = Retrieval(features, supports, head, options.random_seed)
+        self.guidance = prompter.guidance if prompter and options.guided else None
+        self.retrieval = Retrieval(features, supports, prompter.head if prompter else None, options.random_seed)
         self.classes = tuple(dict.fromkeys(name for support in supports for name in support.classes))
+        self._elsewhere = self._outside_the_trunk(prompter.trunk if prompter else None)
         self._remembered: dict[tuple[int, int, str], SliceState] = {}
 
     def maps(self) -> Iterator[ClassMaps | int]:
@@ -87,16 +107,19 @@ class SupportPrompter:
         alone = torch.zeros((count, len(classes), GRID, GRID), dtype=torch.float16)
         trust = np.zeros((len(classes), count), np.float32)
         for k in range(count):
-            prior = self.retrieval.transferred(k, classes, self.options.neighbours)
-            chosen = [n for n in range(len(classes)) if float(prior[n].max()) >= self.options.least_prior]
-            for n, state in zip(chosen, self._pseudo_masks(k, chosen, prior), strict=True):
-                alone[k, n] = self._blended(state, prior[n]).half()
+            found = self.candidates(k)
+            for n, state in zip(found.chosen, self._pseudo_masks(found.rows), strict=True):
+                alone[k, n] = self._blended(state, found.prior[n]).half()
                 trust[n, k] = self._trust(state)
             yield k + 1
         yield competing(classes, alone, self.features.view, self.features.distance_mm, trust)
 
-    def _pseudo_masks(self, k: int, chosen: Sequence[int], prior: Tensor) -> list[SliceState]:
+    def candidates(self, k: int) -> Candidates:
+        """Tell what may be on a slice, and what is to be remembered of it."""
         view, size = self.features.view, self.plane.network.model.image_size // 4
+        prior = self.retrieval.transferred(k, self.classes, self.options.neighbours)
+        possible = [n for n in range(len(self.classes)) if not self._elsewhere[n, k]]
+        chosen = [n for n in possible if float(prior[n].max()) >= self.options.least_prior]
         rows = []
         for n in chosen:
             matches = self.retrieval.of_class(self.classes[n], k, self.options.memories)
@@ -105,18 +128,29 @@ class SupportPrompter:
             logits = prior[n].clamp(1e-3, 1 - 1e-3).logit().clamp(-PRIOR_LIMIT, PRIOR_LIMIT)
             carried = F.interpolate(logits[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
             rows.append(Row(k, view, recall, carried.to(self.plane.network.model.device), reverse=False))
-        return self._guided(rows, self.plane.network.track(rows)) if rows else []
+        return Candidates(chosen, prior, rows)
 
-    def _guided(self, rows: Sequence[Row], states: list[SliceState]) -> list[SliceState]:
-        """Look once more, guided by the pseudo-masks (PMA), where there is a trained guidance."""
-        guidance, network = self.options.guidance, self.plane.network
-        if guidance is None:
+    def _outside_the_trunk(self, trunk: TrunkSense | None) -> NDArray[np.bool_]:
+        """Tell on which slices a class cannot be, (K, N): on limbs, if the support shows it mostly in the trunk."""
+        elsewhere = np.zeros((len(self.classes), self.features.slices), bool)
+        if trunk is None:
+            return elsewhere
+        limbs, own = ~trunk.slices(self.features), [trunk.slices(s.features) for s in self.supports]
+        for n, name in enumerate(self.classes):
+            shown = [of_trunk[s.slices_with(name)] for of_trunk, s in zip(own, self.supports, strict=True)]
+            in_trunk = np.concatenate(shown)
+            elsewhere[n] = limbs & bool(2 * in_trunk.sum() > len(in_trunk))
+        return elsewhere
+
+    def _pseudo_masks(self, rows: Sequence[Row]) -> list[SliceState]:
+        network = self.plane.network
+        states = network.track(rows) if rows else []
+        if self.guidance is None:
             return states
         done: list[SliceState] = []
-        for first in range(0, len(rows), self.options.guided_rows):
-            part = slice(first, first + self.options.guided_rows)
-            logits = torch.stack([s.logits.float() for s in states[part]])[:, None].clamp(-PRIOR_LIMIT, PRIOR_LIMIT)
-            with guidance.guiding(network.model.sam_mask_decoder, logits):
+        for first in range(0, len(rows), GUIDED_ROWS):
+            part = slice(first, first + GUIDED_ROWS)
+            with self.guidance.guiding(network.model.sam_mask_decoder, pseudo_logits(states[part])):
                 done += network.look_again(rows[part])
         return done
 
@@ -140,3 +174,8 @@ class SupportPrompter:
         mask = F.adaptive_avg_pool2d(state.logits.float().cpu()[None, None].sigmoid(), size)[0, 0]
         cells = F.interpolate(prior[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
         return mask ** (1 - weight) * cells.clamp_min(1e-4) ** weight
+
+
+def pseudo_logits(states: Sequence[SliceState]) -> Tensor:
+    """Give the pseudo-masks of states as a guidance takes them; (B, 1, S/4, S/4)."""
+    return torch.stack([s.logits.float() for s in states])[:, None].clamp(-PRIOR_LIMIT, PRIOR_LIMIT)

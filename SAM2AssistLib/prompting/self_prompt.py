@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files, check_card
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.class_maps import ClassMaps
+from SAM2AssistLib.prompting.guidance import GUIDANCE_NAME, MaskGuidance, load_guidance
+from SAM2AssistLib.prompting.trunk import TRUNK_NAME, TrunkSense, load_trunk_sense
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead
 
@@ -32,6 +36,8 @@ class SelfPrompter:
     known : the classes that the head tells apart, in its order.
     classes : those of them that it is good enough at to be asked for.
     presence : by class, the least confidence that counts as present.
+    guidance : of the network's mask decoder by pseudo-masks, for support cases; None if the adapter has none.
+    trunk : tells which slices can show the classes at all; None if the adapter has none, and all can.
     """
 
     engine: Engine
@@ -39,10 +45,16 @@ class SelfPrompter:
     known: tuple[str, ...]
     classes: tuple[str, ...]
     presence: dict[str, float]
+    guidance: MaskGuidance | None = None
+    trunk: TrunkSense | None = None
 
     def maps(self, features: VoxelFeatures) -> ClassMaps:
         """Classify the voxels of a volume; all known classes compete, whichever are asked for."""
         probabilities = self.head.probabilities(features)
+        if self.trunk is not None:
+            elsewhere = torch.from_numpy(~self.trunk.slices(features))
+            probabilities[elsewhere] = 0
+            probabilities[elsewhere, 0] = 1
         return ClassMaps(self.known, probabilities, features.view, features.distance_mm)
 
 
@@ -87,7 +99,8 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
             f"The adapter in {folder} has no self-prompt head ({HEAD_FILE}); name one that was trained with it, or "
             "give finished cases with --support IMAGE MASK."
         )
-    settings = _settings(folder)
+    card = _card(folder)
+    settings = _settings(card, folder)
     adapted = engine
     is_loaded = engine.adapter is not None and engine.adapter.resolve() == folder.resolve()
     if settings["frozen_base"] and engine.adapter is None:
@@ -99,15 +112,25 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     _fill(head, folder)
     classes = tuple(name for name in settings["classes"] if name in known)
     presence = {name: float(settings["presence"][name]) for name in classes}
-    return SelfPrompter(adapted, head.to(engine.model.device).eval(), known, classes, presence)
+    # What the card does not tell of was left behind by an adapter that was in the folder before.
+    guidance = load_guidance(folder, adapted.model.sam_mask_decoder) if GUIDANCE_NAME in card else None
+    trunk = load_trunk_sense(folder, head.channels[0]) if TRUNK_NAME in card else None
+    return SelfPrompter(adapted, head.to(engine.model.device).eval(), known, classes, presence, guidance, trunk)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _card(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))[HEAD_NAME]
-        missing = {"known", "classes", "channels", "width", "presence", "frozen_base"} - settings.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ModelError(f"The card in {folder} says nothing of a self-prompt head; make the adapter again.") from error
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"The card in {folder} cannot be read ({error}); make the adapter again.") from error
+    return card if isinstance(card, dict) else {}
+
+
+def _settings(card: dict[str, Any], folder: Path) -> dict[str, Any]:
+    settings = card.get(HEAD_NAME)
+    if not isinstance(settings, dict):
+        raise ModelError(f"The card in {folder} says nothing of a self-prompt head; make the adapter again.")
+    missing = {"known", "classes", "channels", "width", "presence", "frozen_base"} - settings.keys()
     if missing:
         raise ModelError(f"The card in {folder} lacks {sorted(missing)[0]!r} of the head; make the adapter again.")
     return settings

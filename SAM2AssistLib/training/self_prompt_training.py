@@ -61,6 +61,7 @@ CLASSES = (
 LIMITS = (
     "Trained on procedural phantoms and very few CTs, their labels automatic or grown from seeds: a proposal to be "
     "corrected, not a finding. For research; not a medical device.",
+    "Only the self-prompt head is trained: it reads the frozen network, and the low-rank updates are zero.",
     "The calibration is on phantoms; on patients, the share of organs that are missed or invented is higher.",
 )
 REFILL = 16

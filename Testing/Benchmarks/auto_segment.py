@@ -13,13 +13,14 @@ JSON object goes to stdout, progress to stderr.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ import torch
 from SAM2AssistLib.engine.loading import Engine, load_engine
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
 from SAM2AssistLib.overlap import dice
-from SAM2AssistLib.prompting.auto import AutoOptions, auto_segment
+from SAM2AssistLib.prompting.auto import AutoOptions, AutoStep, auto_segment
+from SAM2AssistLib.prompting.corrections import CorrectionOptions
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions
 from SAM2AssistLib.prompting.self_prompt import SelfPrompter, embedded_adapter, load_self_prompter
 from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support, read_support
@@ -40,6 +42,13 @@ PRESENT_ML, ABSENT_ML = 3.0, 0.05
 FIRST_SEED = 100
 """Training draws its phantoms from 4 000 000 upwards."""
 PHANTOM_CLASSES = ("liver", "spleen", "kidney_right", "kidney_left", "stomach", "aorta")
+MOST_CLASSES = 4
+"""Of these, what a phantom shows that takes part in the ablation."""
+
+ROUNDS = (0, 3, 10)
+"""Of corrections."""
+WORSE = 0.002
+"""Change of Dice from which on a mask counts as made worse, or better."""
 
 WITHOUT = {"box": False, "hint": False, "positives": 0, "negatives": 0}
 HEAD_VARIANTS = {
@@ -51,14 +60,27 @@ HEAD_VARIANTS = {
     "templates 40 mm apart": AutoOptions(templates=TemplateOptions(spacing_mm=40.0)),
     "templates 10 mm apart": AutoOptions(templates=TemplateOptions(spacing_mm=10.0)),
 }
+BOX_ALONE = TemplateOptions(**{**WITHOUT, "box": True})
+
+
+def by_support(templates: TemplateOptions | None = None, map_weight: float = 0.7, **how: object) -> AutoOptions:
+    """Make options that differ from what a user gets in how support cases are used."""
+    support = SupportOptions(**how)  # type: ignore[arg-type]
+    return AutoOptions(templates=templates or TemplateOptions(), support=support, map_weight=map_weight)
+
+
 SUPPORT_VARIANTS = {
-    "ours": AutoOptions(),
-    "retrieval random": AutoOptions(support=SupportOptions(random_seed=0)),
-    "resembling cells alone": AutoOptions(support=SupportOptions(prior_weight=1.0)),
-    "PMG alone": AutoOptions(support=SupportOptions(prior_weight=0.0)),
-    "PMG without second pass (maps alone)": AutoOptions(map_weight=1.0),
-    "second pass without the maps": AutoOptions(map_weight=0.0),
-    "one memory": AutoOptions(support=SupportOptions(memories=1)),
+    "ours": by_support(guided=False),
+    "retrieval random": by_support(random_seed=0, guided=False),
+    "PMG only, one pass": by_support(prior_weight=0.0, map_weight=1.0, guided=False),
+    "PMG + boxes": by_support(BOX_ALONE, prior_weight=0.0, map_weight=0.0, guided=False),
+    "PMG + boxes, points, mask prompts": by_support(prior_weight=0.0, map_weight=0.0, guided=False),
+    "PMG + PMA + boxes, points, mask prompts": by_support(prior_weight=0.0, map_weight=0.0),
+    "ours + PMA": by_support(),
+    "ours in one pass (maps alone)": by_support(map_weight=1.0, guided=False),
+    "ours, second pass without the maps": by_support(map_weight=0.0, guided=False),
+    "resembling cells count 0.5": by_support(prior_weight=0.5, guided=False),
+    "resembling cells alone": by_support(prior_weight=1.0, guided=False),
 }
 
 
@@ -118,40 +140,91 @@ def as_scan(case: SupportCase) -> LabelledScan:
     return LabelledScan(case.name, case.volume, case.masks)
 
 
-def ablation_support(engine: Engine, count: int) -> dict[str, object]:
-    """Phantoms by another phantom as their only support."""
+def phantom_pairs(count: int) -> list[tuple[LabelledScan, SupportCase, list[str]]]:
+    """Pair unseen phantoms that both show most of the organs: a query, its only support, and what both show."""
+    pairs: list[tuple[LabelledScan, SupportCase, list[str]]] = []
+    waiting: LabelledScan | None = None
+    for seed in itertools.count(FIRST_SEED):
+        scan = phantom_scan(seed)
+        shown = [n for n in PHANTOM_CLASSES if volume_ml(scan, n) >= PRESENT_ML]
+        if len(shown) >= MOST_CLASSES and waiting is None:
+            waiting = scan
+        elif len(shown) >= MOST_CLASSES and waiting is not None:
+            both = [n for n in shown if volume_ml(waiting, n) >= PRESENT_ML]
+            pairs.append((waiting, SupportCase(scan.name, scan.volume, {n: scan.masks[n] for n in shown}), both))
+            waiting = None
+        if len(pairs) == count:
+            break
+    return pairs
+
+
+def shown_phantoms(count: int) -> list[LabelledScan]:
+    """Take the first unseen phantoms that show most of the organs."""
+    scans = (phantom_scan(seed) for seed in itertools.count(FIRST_SEED))
+    showing = (s for s in scans if sum(volume_ml(s, n) >= PRESENT_ML for n in PHANTOM_CLASSES) >= MOST_CLASSES)
+    return list(itertools.islice(showing, count))
+
+
+def volume_ml(scan: LabelledScan, name: str) -> float:
+    """Tell how large a structure is; 0 if it is not there."""
+    return float(scan.masks[name].sum() * np.prod(scan.volume.spacing_ijk)) / 1000 if name in scan.masks else 0.0
+
+
+def ablation_support(
+    engine: Engine,
+    queries: Sequence[tuple[LabelledScan, Sequence[SupportCase], Sequence[str]]],
+    only: Sequence[str] | None,
+    prompter: SelfPrompter,
+) -> dict[str, object]:
+    """Segment each query by its support cases, in every variant; PMA where the adapter has a guidance."""
     table = {}
     for name, options in SUPPORT_VARIANTS.items():
-        say(name)
-        rows = []
-        for number in range(count):
-            query, support = phantom_scan(FIRST_SEED + 2 * number), phantom_scan(FIRST_SEED + 2 * number + 1)
-            case = SupportCase(support.name, support.volume, support.masks)
-            shown = [n for n in PHANTOM_CLASSES if n in support.masks]
-            rows.append(score(engine, query, shown, support=[case], options=options))
-        table[name] = summary(rows)
+        if (not only or name in only) and ("PMA" not in name or prompter.guidance is not None):
+            say(name)
+            how: dict[str, Any] = {"adapter": prompter, "options": options}
+            rows = [score(engine, query, wanted, support=support, **how) for query, support, wanted in queries]
+            table[name] = summary(rows)
+            say(f"{name}: {table[name]}")
     return table
 
 
-def corrections(engine: Engine, prompter: SelfPrompter, count: int) -> dict[str, object]:
-    """Compare 0, 3 and 10 rounds; never worse is the aim, so the share of cases made worse is counted."""
-    by_rounds = {}
-    for rounds in (0, 3, 10):
-        say(f"{rounds} rounds")
-        scans = [phantom_scan(FIRST_SEED + n) for n in range(count)]
-        by_rounds[rounds] = [
-            score(engine, scan, prompter.classes, adapter=prompter, corrections=rounds) for scan in scans
-        ]
+def corrections(engine: Engine, scans: Iterable[tuple[LabelledScan, dict[str, Any]]]) -> dict[str, object]:
+    """Compare 0, 3 and 10 rounds; never worse is the aim, so the share of masks made worse is counted.
+
+    Parameters
+    ----------
+    scans : each with what `auto_segment` is to go by.
+    """
+    options = AutoOptions(corrections=CorrectionOptions(seconds=600.0))
+    by_rounds: dict[int, list[float]] = {rounds: [] for rounds in ROUNDS}
+    prompts: dict[int, int] = dict.fromkeys(ROUNDS, 0)
+    for scan, how in scans:
+        for rounds in ROUNDS:
+            with engine.open(scan.volume) as session:
+                *_, last = auto_segment(session, corrections=rounds, options=options, **how)
+                found = {v.name: v.segment for v in last.verdicts if v.segment}
+                for name in (n for n in scan.masks if volume_ml(scan, n) >= PRESENT_ML and n in names_of(last)):
+                    mask = session.mask(found[name]) if name in found else np.zeros_like(scan.masks[name])
+                    by_rounds[rounds].append(dice(mask, scan.masks[name]))
+                prompts[rounds] += sum(len(session.prompts(segment)) for segment in found.values())
+        changes = {n: np.round(np.subtract(values, by_rounds[0]), 4) for n, values in by_rounds.items()}
+        say(f"{scan.name}: { ({n: c[c != 0].tolist() for n, c in changes.items()}) }")
     table: dict[str, object] = {}
-    for rounds, rows in by_rounds.items():
-        changes = [
-            row["dice"][name] - base["dice"][name]
-            for row, base in zip(rows, by_rounds[0], strict=True)
-            for name in row["dice"]
-        ]
-        worse = float(np.mean([c < -0.002 for c in changes]))
-        table[str(rounds)] = {**summary(rows), "made_worse": round(worse, 4)}
+    for rounds, values in by_rounds.items():
+        change = np.subtract(values, by_rounds[0])
+        table[str(rounds)] = {
+            "mean_dice": round(float(np.mean(values)), 5),
+            "masks": len(values),
+            "clicks_kept": prompts[rounds] - prompts[0],
+            "made_worse": round(float(np.mean(change < -WORSE)), 4),
+            "made_better": round(float(np.mean(change > WORSE)), 4),
+        }
     return table
+
+
+def names_of(step: AutoStep) -> set[str]:
+    """Name the classes that were asked for."""
+    return {verdict.name for verdict in step.verdicts}
 
 
 def best_single_box(engine: Engine, case: SupportCase, name: str) -> float:
@@ -164,8 +237,10 @@ def best_single_box(engine: Engine, case: SupportCase, name: str) -> float:
         return dice(session.mask(segment), case.masks[name])
 
 
-def leave_one_out(engine: Engine, data: Path, queries: Sequence[str], pool: Sequence[str], count: int) -> dict:
-    """Segment each query by ``count`` other cases, drawn at five seeds."""
+def leave_one_out(
+    engine: Engine, data: Path, queries: Sequence[str], pool: Sequence[str], count: int, seeds: int
+) -> dict[str, object]:
+    """Segment each query by ``count`` other cases, drawn at several seeds."""
     held = {name: read_case(data / name) for name in dict.fromkeys([*queries, *pool])}
     prepared: dict[str, Support] = {}
     rows = []
@@ -174,7 +249,7 @@ def leave_one_out(engine: Engine, data: Path, queries: Sequence[str], pool: Sequ
         with engine.open(case.volume) as session:
             window = session.window
         values = []
-        for seed in range(5):
+        for seed in range(seeds):
             others = [n for n in pool if n != query]
             drawn = [others[i] for i in np.random.default_rng(seed).permutation(len(others))[:count]]
             for name in drawn:
@@ -185,10 +260,10 @@ def leave_one_out(engine: Engine, data: Path, queries: Sequence[str], pool: Sequ
             values.append(float(np.mean(list(result["dice"].values()))))  # type: ignore[attr-defined]
         box = float(np.mean([best_single_box(engine, case, n) for n in case.masks if case.masks[n].any()]))
         rows.append({"case": query, "dice_by_seed": values, "one_box": round(box, 4)})
-    seeds = np.array([r["dice_by_seed"] for r in rows]).mean(axis=0)
+    means = np.array([r["dice_by_seed"] for r in rows]).mean(axis=0)
     return {
-        "mean": round(float(seeds.mean()), 4),
-        "sd": round(float(seeds.std(ddof=1)), 4),
+        "mean": round(float(means.mean()), 4),
+        "sd": round(float(means.std(ddof=1)), 4) if seeds > 1 else None,
         "one_box": round(float(np.mean([r["one_box"] for r in rows])), 4),
         "cases": rows,
     }
@@ -214,8 +289,8 @@ def memory(engine: Engine, prompter: SelfPrompter, slices: int) -> dict[str, obj
     }
 
 
-def main() -> None:
-    """Parse the command line, measure, print."""
+def options_of_command() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "what",
@@ -229,36 +304,75 @@ def main() -> None:
     parser.add_argument("--support", nargs="*", default=[])
     parser.add_argument("--support-pool", nargs="*", default=[])
     parser.add_argument("--supports", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=5, help="draws of support cases in leave-one-out")
     parser.add_argument("--query", nargs="*", default=[])
     parser.add_argument("--classes", nargs="*")
-    given = parser.parse_args()
+    parser.add_argument("--only", nargs="*", help="variants of an ablation")
+    return parser.parse_args()
+
+
+def measure_support(engine: Engine, given: argparse.Namespace) -> dict[str, object]:
+    """Segment queries by support cases."""
+    cases = [read_case(given.data / name) for name in given.support]
+    scans = [as_scan(read_case(given.data / name)) for name in given.query]
+    prompter = load_self_prompter(engine, given.adapter) if given.adapter else None
+    rows = [score(engine, scan, given.classes, support=cases, adapter=prompter) for scan in scans]
+    return {"summary": summary(rows), "cases": rows}
+
+
+def measure_support_variants(engine: Engine, given: argparse.Namespace) -> dict[str, object]:
+    """Compare the ways to use support cases, on the queries that are named or else on phantoms."""
+    queries: list[tuple[LabelledScan, Sequence[SupportCase], Sequence[str]]]
+    if given.query:
+        support = [read_case(given.data / name) for name in given.support]
+        scans = [as_scan(read_case(given.data / name)) for name in given.query]
+        queries = [(q, [c for c in support if c.name != q.name], given.classes or list(q.masks)) for q in scans]
+    else:
+        queries = [(query, [case], wanted) for query, case, wanted in phantom_pairs(given.count)]
+    prompter = load_self_prompter(engine, given.adapter or embedded_adapter(given.model))
+    return ablation_support(engine, queries, given.only, prompter)
+
+
+def measure_corrections(engine: Engine, given: argparse.Namespace) -> dict[str, object]:
+    """Compare rounds of corrections, on the queries that are named, by their support, or else on phantoms."""
+    if given.query:
+        how = {"support": [read_case(given.data / name) for name in given.support], "classes": given.classes}
+        return corrections(engine, [(as_scan(read_case(given.data / name)), how) for name in given.query])
+    prompter = load_self_prompter(engine, given.adapter or embedded_adapter(given.model))
+    return corrections(engine, [(scan, {"adapter": prompter}) for scan in shown_phantoms(given.count)])
+
+
+def measure_head(engine: Engine, given: argparse.Namespace) -> dict[str, object]:
+    """Measure a self-prompt head: on phantoms, against its own parts, or on a long volume."""
+    prompter = load_self_prompter(engine, given.adapter or embedded_adapter(given.model))
+    if given.what == "memory":
+        return memory(engine, prompter, given.count)
+    if given.what == "phantoms":
+        rows = phantoms(engine, prompter, given.count)
+        return {"summary": summary(rows), "cases": rows}
+    table: dict[str, object] = {}
+    for name, options in HEAD_VARIANTS.items():
+        if not given.only or name in given.only:
+            say(name)
+            table[name] = summary(phantoms(engine, prompter, given.count, options))
+            say(f"{name}: {table[name]}")
+    return table
+
+
+def main() -> None:
+    """Measure what the command line asks for, and print it."""
+    given = options_of_command()
     torch.set_num_threads(1)
     engine = load_engine(given.model, given.device)
-    result: dict
-    if given.what == "support":
-        cases = [read_case(given.data / name) for name in given.support]
-        scans = [as_scan(read_case(given.data / name)) for name in given.query]
-        prompter = load_self_prompter(engine, given.adapter) if given.adapter else None
-        rows = [score(engine, scan, given.classes, support=cases, adapter=prompter) for scan in scans]
-        result = {"summary": summary(rows), "cases": rows}
-    elif given.what == "leave-one-out":
-        result = leave_one_out(engine, given.data, given.query, given.support_pool, given.supports)
-    elif given.what == "ablation-support":
-        result = ablation_support(engine, given.count)
+    if given.what == "leave-one-out":
+        result = leave_one_out(engine, given.data, given.query, given.support_pool, given.supports, given.seeds)
     else:
-        prompter = load_self_prompter(engine, given.adapter or embedded_adapter(given.model))
-        if given.what == "phantoms":
-            rows = phantoms(engine, prompter, given.count)
-            result = {"summary": summary(rows), "cases": rows}
-        elif given.what == "memory":
-            result = memory(engine, prompter, given.count)
-        elif given.what == "corrections":
-            result = corrections(engine, prompter, given.count)
-        else:
-            result = {}
-            for name, options in HEAD_VARIANTS.items():
-                say(name)
-                result[name] = summary(phantoms(engine, prompter, given.count, replace(options)))
+        measures = {
+            "support": measure_support,
+            "ablation-support": measure_support_variants,
+            "corrections": measure_corrections,
+        }
+        result = measures.get(given.what, measure_head)(engine, given)
     print(json.dumps({"what": given.what, "model": given.model, **result}, indent=1))
 
 

@@ -64,8 +64,9 @@ def test_a_mirrored_volume_gives_the_mirrored_result(quick_engine, a_prompter_of
             assert dice(session.mask(verdict.segment), masks[verdict.name][:, ::-1, ::-1]) > 0.7
 
 
-def test_no_voxel_belongs_to_two_classes(a_quick_session, a_prompter_of_balls):
-    run(a_quick_session, adapter=a_prompter_of_balls)
+@pytest.mark.parametrize("corrections", [0, 4])
+def test_no_voxel_belongs_to_two_classes(a_quick_session, a_prompter_of_balls, corrections):
+    run(a_quick_session, adapter=a_prompter_of_balls, corrections=corrections)
     total = sum(a_quick_session.mask(s).astype(int) for s in a_quick_session.segments)
     assert np.max(total, initial=0) <= 1
 

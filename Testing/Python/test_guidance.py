@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from auto_scenes import a_learned_head, a_prompter, balls
+from safetensors.torch import save_file
 
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.heads import decode
-from SAM2AssistLib.prompting.guidance import FLOOR, MaskGuidance, guided_attentions
+from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.guidance import FLOOR, GUIDANCE_FILE, MaskGuidance, guided_attentions, load_guidance
+from SAM2AssistLib.training.guidance_training import decoded, guidance_loss, looks_at, pairs_of, train, write
+from SAM2AssistLib.training.self_prompt_scans import LabelledScan
 
 
 @pytest.fixture(scope="module", params=[64, 128])
@@ -92,9 +101,89 @@ def test_the_gate_takes_any_size_and_keeps_its_floor(a_model, size):
     assert float(gate.detach().max()) <= 1.0
 
 
-def test_a_guidance_takes_part_when_pseudo_masks_are_made(quick_engine):
-    from auto_scenes import balls
+def test_a_guidance_that_was_written_is_loaded_as_it_was(a_model, tmp_path):
+    guidance = a_guidance(a_model)
+    with torch.no_grad():
+        guidance.bias_strengths.copy_(torch.tensor([0.5, -0.25, 2.0]))
+    (tmp_path / "card.json").write_text('{"base_model": "mini"}')
+    write(tmp_path, guidance, {"dice": 0.5})
+    loaded = load_guidance(tmp_path, a_model.sam_mask_decoder)
+    assert loaded is not None
+    for name, tensor in guidance.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor)
+    assert json.loads((tmp_path / "card.json").read_text()) == {"base_model": "mini", "guidance": {"dice": 0.5}}
 
+
+def test_a_folder_without_guidance_has_none(a_model, tmp_path):
+    assert load_guidance(tmp_path, a_model.sam_mask_decoder) is None
+
+
+def test_a_damaged_guidance_is_refused(a_model, tmp_path):
+    (tmp_path / GUIDANCE_FILE).write_bytes(b"not a tensor")
+    with pytest.raises(ModelError, match="damaged"):
+        load_guidance(tmp_path, a_model.sam_mask_decoder)
+
+
+def test_a_guidance_for_another_decoder_is_refused(a_model, tmp_path):
+    save_file(MaskGuidance(7).state_dict(), tmp_path / GUIDANCE_FILE)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_guidance(tmp_path, a_model.sam_mask_decoder)
+
+
+def test_a_guidance_that_is_not_finite_is_refused(a_model, tmp_path):
+    guidance = a_guidance(a_model)
+    with torch.no_grad():
+        guidance.threshold.fill_(float("nan"))
+    save_file(guidance.state_dict(), tmp_path / GUIDANCE_FILE)
+    with pytest.raises(ModelError, match="finite"):
+        load_guidance(tmp_path, a_model.sam_mask_decoder)
+
+
+@pytest.fixture(scope="module")
+def looks(quick_engine):
+    """What two balls look like by their own support."""
+    engine = quick_engine()
+    volume, masks = balls()
+    scan = LabelledScan("balls", volume, masks)
+    return engine, list(looks_at(a_prompter(engine, a_learned_head(engine, steps=5)), scan, scan))
+
+
+def test_training_learns_from_what_the_decoder_is_given_and_lowers_its_loss(looks):
+    engine, seen = looks
+    assert seen
+    decoder = engine.model.sam_mask_decoder
+    before, after = a_guidance(engine.model), train(decoder, seen, steps=40)
+    with torch.no_grad():
+        losses = [
+            sum(float(guidance_loss(decoded(decoder, guidance, look)[0], look.truth.float())) for look in seen)
+            for guidance in (before, after)
+        ]
+    assert losses[1] < losses[0]
+
+
+def test_a_look_without_strength_is_the_second_look_itself(looks):
+    engine, seen = looks
+    decoder, without = engine.model.sam_mask_decoder, a_guidance(engine.model)
+    with torch.no_grad():
+        without.bias_strengths.zero_()
+        without.light_strength.zero_()
+        given = {n: [t.float() for t in v] if isinstance(v, list) else v for n, v in seen[0].given.items()}
+        given = {n: v.float() if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+        masks, *_ = decoder(**given)
+        torch.testing.assert_close(decoded(decoder, without, seen[0])[0], masks[:, :1], atol=1e-4, rtol=1e-4)
+
+
+def test_phantoms_and_patients_take_turns_and_nobody_supports_himself():
+    volume, masks = balls()
+    patients = [LabelledScan(name, volume, masks) for name in ("one", "two")]
+    pairs = list(itertools.islice(pairs_of(patients), 5))
+    names = [(query.name, support.name) for query, support in pairs]
+    assert names[1::2] == [("one", "two"), ("two", "one")]
+    assert all(query != support for query, support in names)
+    assert all("phantom" in query for query, _ in names[::2])
+
+
+def test_a_guidance_takes_part_when_pseudo_masks_are_made(quick_engine):
     from SAM2AssistLib.engine.loading import default_window
     from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
     from SAM2AssistLib.prompting.support import SupportCase, prepare_support
@@ -104,7 +193,8 @@ def test_a_guidance_takes_part_when_pseudo_masks_are_made(quick_engine):
     support = prepare_support(engine, SupportCase("balls", volume, masks), default_window(volume))
     found = []
     for guidance in (None, a_guidance(engine.model).requires_grad_(False)):
-        options = SupportOptions(guidance=guidance, prior_weight=0.0)
-        *_, maps = SupportPrompter([support], support.plane, support.features, options).maps()
+        prompter = replace(a_prompter(engine, a_learned_head(engine, steps=5)), guidance=guidance)
+        options = SupportOptions(prior_weight=0.0)
+        *_, maps = SupportPrompter([support], support.plane, support.features, options, prompter).maps()
         found.append(maps.probabilities.float())
     assert float((found[0] - found[1]).abs().max()) > 1e-3
