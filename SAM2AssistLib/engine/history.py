@@ -146,12 +146,19 @@ class History:
     _done: list[Command] = field(default_factory=list)
     _undone: list[Command] = field(default_factory=list)
     _step: int = 0
+    _oldest: int = 0
     _title: str | None = None
+    _aside: bool = False
 
     @property
     def newest(self) -> int:
         """Number of the last step that is done, 0 for none; numbers only grow, so it marks a place to come back to."""
-        return self._done[-1].step if self._done else 0
+        return self._done[-1].step if self._done else self._oldest
+
+    @property
+    def oldest(self) -> int:
+        """The lowest mark (see `newest`) that undo can come back to; what was done before it has left the budget."""
+        return self._oldest
 
     @property
     def next_redo(self) -> int | None:
@@ -165,13 +172,17 @@ class History:
 
     def add(self, command: Command) -> None:
         """Note a command that has just been carried out; what was undone before can no longer be redone."""
+        if self._aside:
+            return
         if self._title is None:
             self._step += 1
         self._done.append(replace(command, step=self._step, title=self._title or command.title))
         self._undone.clear()
         excess = sum(c.size_bytes for c in self._done) - self.budget_bytes
         while excess > 0 and self._done[0].step != self._step:
-            excess -= self._done.pop(0).size_bytes
+            self._oldest = self._done[0].step
+            while self._done[0].step == self._oldest:  # half a step could not be undone
+                excess -= self._done.pop(0).size_bytes
 
     @contextmanager
     def one_step(self, title: str, records: dict[int, SegmentRecord]) -> Iterator[None]:
@@ -190,13 +201,30 @@ class History:
         finally:
             self._title = None
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let what is done in the block be no step: undo leaves it alone, and what was undone can still be redone.
+
+        Only for a segment that no command is about: a delta holds for the mask that it was made on.
+        """
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+
+    def forget(self, segment: int) -> None:
+        """Forget all that was done and undone to a segment, by its id: it is gone for good."""
+        self._done = [command for command in self._done if command.segment != segment]
+        self._undone = [command for command in self._undone if command.segment != segment]
+
     def join(self, mark: int, title: str) -> None:
         """Make one step of all the steps after a mark (see `newest`)."""
         self._done = [c if c.step <= mark else replace(c, step=mark + 1, title=title) for c in self._done]
 
     def take_back(self, mark: int, records: dict[int, SegmentRecord]) -> None:
         """Undo all steps after a mark (see `newest`) and forget them, as if they had never been tried."""
-        while self.newest > mark:
+        while self._done and self._done[-1].step > mark:
             self._back(records, self._done[-1].step)
         self._undone.clear()
 

@@ -105,6 +105,19 @@ class Session(SelfPromptedSession):
         del self._records[segment.id]
         self.history.add(Command(f"remove {segment.name}", segment.id, record.findings, None, (), record))
 
+    def forget_segment(self, segment: Segment) -> None:
+        """Remove a segment for good, if it is there: neither undo nor redo brings it back."""
+        self._interrupt()
+        self._records.pop(segment.id, None)
+        self.history.forget(segment.id)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the block add a segment and what it held before this session; see `History.aside`."""
+        self._interrupt()  # what a propagation has finished is noted before
+        with self.history.aside():
+            yield
+
     def mask(self, segment: Segment) -> np.ndarray:
         """Return a copy of the mask as it is now; bool (k, j, i)."""
         return self._record(segment).mask.copy()

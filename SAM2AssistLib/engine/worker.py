@@ -14,11 +14,25 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
 DELIVERY_S = 0.02
 """Seconds one `Worker.pump` may spend on callbacks by default; a window is redrawn between two of them."""
+
+
+class Rank(IntEnum):
+    """What a task is to those that come after it."""
+
+    IDLE = 0
+    """Nobody waits for it: it ends for whatever comes next."""
+    LATER = 1
+    """It can be taken up again: it ends for what somebody waits for."""
+    LONG = 2
+    """Somebody has asked for all of it: who comes next waits long."""
+    QUICK = 3
+    """It is soon done."""
 
 
 @dataclass(eq=False)
@@ -28,6 +42,7 @@ class Task:
     Attributes
     ----------
     title : for messages.
+    rank : see `Worker.make_way`.
     on_report : called with each thing the work yields.
     on_end : called once with the error that ended it, or None; also after a cancellation.
     """
@@ -35,6 +50,7 @@ class Task:
     title: str
     on_report: Callable[[Any], None]
     on_end: Callable[[BaseException | None], None]
+    rank: Rank = Rank.QUICK
     _wish: threading.Event = field(default_factory=threading.Event)
 
     def cancel(self) -> None:
@@ -77,6 +93,7 @@ class Worker:
         work: Callable[[], Iterable[Any]],
         on_report: Callable[[Any], None] = lambda _report: None,
         on_end: Callable[[BaseException | None], None] = lambda _error: None,
+        rank: Rank = Rank.QUICK,
     ) -> Task:
         """Queue work.
 
@@ -85,8 +102,9 @@ class Worker:
         work : called in the worker's thread; returns what is to be reported, best as a generator, which is closed when
             the task is cancelled.
         on_report, on_end : see `Task`; called by `pump`.
+        rank : see `make_way`, which is not called by this: not everything that is submitted is in a hurry.
         """
-        task = Task(title, on_report, on_end)
+        task = Task(title, on_report, on_end, rank)
         self._tasks.append(task)
         future = self._pool.submit(self._run, task, work)
         future.add_done_callback(lambda done: self._outbox.put(lambda: self._finish(task, done)))
@@ -113,6 +131,18 @@ class Worker:
                 return False
             time.sleep(0.001)
         return True
+
+    def make_way(self, rank: Rank) -> str | None:
+        """End what a task of a rank, about to be submitted, need not wait for.
+
+        Returns
+        -------
+        The title of what it will have to wait for long; None if there is nothing of the kind.
+        """
+        for task in self._tasks:
+            if task.rank is Rank.IDLE or (task.rank is Rank.LATER and rank > Rank.LATER):
+                task.cancel()
+        return next((task.title for task in self._tasks if task.rank is Rank.LONG and not task.cancelled), None)
 
     def cancel_all(self) -> None:
         """Ask all tasks to end."""

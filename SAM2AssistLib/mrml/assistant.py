@@ -95,18 +95,22 @@ class Assistant:
     def open(self, volume_node: Any, segmentation_node: Any) -> Workspace:
         """Return the workspace of a pair of nodes; the same one as long as voxels, grid, engine and direction stay.
 
+        Its successor can undo what it has done as long as the grid stays.
+
         Raises
         ------
         InputError
             If the volume cannot be used, see `look_at_volume`.
         """
         key = (volume_node.GetID(), segmentation_node.GetID())
-        opened, along = self._opened.get(key), self.rules.along
+        opened, along, earlier = self._opened.get(key), self.rules.along, None
         if opened is not None:
             workspace = opened.workspace
             same = (workspace.voxels, opened.choice, opened.along) == (voxel_state(volume_node), self.choice, along)
-            if same and workspace.painter.grid.is_that_of(Grid.of(volume_node, segmentation_node)):
-                return workspace
+            if workspace.painter.grid.is_that_of(Grid.of(volume_node, segmentation_node)):
+                if same:
+                    return workspace
+                earlier = workspace
             self._close(key)
         volume, read = look_at_volume(volume_node)
         choice = self.choice
@@ -115,6 +119,8 @@ class Assistant:
         shared = (self.worker, desk, self.listener, self.rules, self.surfaces)
         workspace = Workspace(self.scene, volume_node, segmentation_node, *shared)
         workspace.successor = lambda: self.open(volume_node, segmentation_node)
+        if earlier is not None:
+            workspace.inherit(earlier)
         self._opened[key] = _Opened(workspace, choice, along)
         return workspace
 

@@ -7,6 +7,7 @@ learn is yielded as patches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
+from SAM2AssistLib.mrml.journal import KnownMask, Mark, unpacked
 from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 from SAM2AssistLib.volume import CTVolume
@@ -84,9 +86,16 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Standing:
-    """The prompts of every segment, after undo and redo."""
+    """Where the engine stands after undo and redo.
+
+    Attributes
+    ----------
+    gestures : the prompts of every segment.
+    held : segments that the engine knows; it is shown the others when they are worked on.
+    """
 
     gestures: Mapping[str, tuple[Gesture, ...]]
+    held: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Desk:
         self._gesture_of: dict[int, Gesture] = {}
         self._settled: dict[str, tuple[Gesture, ...]] = {}
         self._shown: set[tuple[str, int, int]] = set()
+        self._era = object()
 
     @property
     def session(self) -> Session:
@@ -125,9 +135,9 @@ class Desk:
         return self._session
 
     @property
-    def mark(self) -> int:
+    def mark(self) -> Mark:
         """The place in the engine's history, to come back to with `undo_to`."""
-        return 0 if self._session is None else self._session.history.newest
+        return Mark(self._era, 0 if self._session is None else self._session.history.newest)
 
     def close(self) -> None:
         """Free what the session holds."""
@@ -186,10 +196,11 @@ class Desk:
         known = {segment.id: key for key, segment in self._present().items()}
         chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
         sent: set[tuple[int, int, int]] = set()
-        for step in session.propagate(chosen):
-            sent.add((step.segment.id, step.axis, step.index))
-            yield Progress(step.done, step.total)
-            yield self._patch(known[step.segment.id], step.segment, step.axis, step.index)
+        with closing(session.propagate(chosen)) as steps:  # left half-way, what is finished is a step of undo at once
+            for step in steps:
+                sent.add((step.segment.id, step.axis, step.index))
+                yield self._patch(known[step.segment.id], step.segment, step.axis, step.index)
+                yield Progress(step.done, step.total)  # whoever leaves here has been given what is finished
         yield from self._patches(mark, sent)
         for segment in chosen:
             yield self._confidence(known[segment.id])
@@ -238,6 +249,29 @@ class Desk:
             if segment_id in self._present():
                 yield self._confidence(segment_id)
 
+    def meet(self, segment_id: str, name: str, held: KnownMask) -> Iterator[Confidence | Progress | Note]:
+        """Take a segment over as it is before it is worked on, unless the engine knows it.
+
+        That is no step of undo: the segment was there before what is undone.
+
+        Parameters
+        ----------
+        held : its voxels.
+        """
+        if segment_id in self._present() or not held.slices:
+            return
+        yield from self.begin()
+        held = held.along(self.axis, self.volume.shape_kji)
+        shape = tuple(n for axis, n in enumerate(self.volume.shape_kji) if axis != held.axis)
+        slices = {index: unpacked(bits, shape) for index, bits in sorted(held.slices.items())}  # type: ignore[arg-type]
+        try:
+            with self.session.aside():
+                reports = list(self.take_edit(segment_id, name, held.axis, slices))
+        except BaseException:
+            self.session.forget_segment(self._segments.pop(segment_id))
+            raise
+        yield from reports
+
     def take_edit(
         self, segment_id: str, name: str, axis: int, slices: Mapping[int, NDArray[np.bool_]]
     ) -> Iterator[Confidence | Progress | Note]:
@@ -266,23 +300,36 @@ class Desk:
         self._settled[segment_id] = tuple(gestures)
 
     def remove(self, segment_id: str) -> None:
-        """Forget a segment that has been deleted."""
+        """Forget a segment that has been deleted; undo does not bring it back here, for it does not in the scene."""
         self._settled.pop(segment_id, None)
-        segment = self._present().get(segment_id)
+        segment = self._segments.pop(segment_id, None)
         if segment is not None:
-            self.session.remove_segment(segment)
-        self._segments.pop(segment_id, None)
+            self.session.forget_segment(segment)
 
-    def undo_to(self, mark: int) -> Iterator[Standing | Confidence]:
-        """Take back what was done after a mark."""
-        self._take_back(mark)
-        yield from self._as_it_stands()
+    def undo_to(self, mark: Mark, prompts: Mapping[str, Sequence[Gesture]]) -> Iterator[Standing | Confidence]:
+        """Take back what was done after a mark.
 
-    def redo_to(self, mark: int) -> Iterator[Standing | Confidence]:
-        """Bring back what was undone, up to a mark."""
-        while self._session is not None and (following := self._session.history.next_redo) and following <= mark:
-            self._session.redo()
-        yield from self._as_it_stands()
+        Parameters
+        ----------
+        mark : that of another engine, or one that has left the history, costs the engine what it knows of all
+            segments; it is shown them anew.
+        prompts : of those segments whose prompts change, as they are then.
+        """
+        if self._reaches(mark):
+            self._take_back(mark)
+        else:
+            self._begin_anew()
+        yield from self._as_it_stands(prompts)
+
+    def redo_to(self, mark: Mark, prompts: Mapping[str, Sequence[Gesture]]) -> Iterator[Standing | Confidence]:
+        """Bring back what was undone, up to a mark; see `undo_to`."""
+        if self._reaches(mark):
+            history = None if self._session is None else self._session.history
+            while history is not None and (following := history.next_redo) and following <= mark.number:
+                self.session.redo()
+        else:
+            self._begin_anew()
+        yield from self._as_it_stands(prompts)
 
     # What the user asks
 
@@ -334,14 +381,17 @@ class Desk:
 
     def _gestures(self, segment_id: str, segment: Segment) -> tuple[Gesture, ...]:
         """The gestures that a segment's prompts come from, in order, each once."""
-        axis = self.session.segment_axis(segment)
-        found = []
+        return tuple(dict.fromkeys((*self._settled.get(segment_id, ()), *self._placed(segment))))
+
+    def _placed(self, segment: Segment) -> list[Gesture]:
+        """The gestures that this engine has been given."""
+        axis, found = self.session.segment_axis(segment), []
         for prompt in self.session.prompts(segment):
             gesture = self._gesture_of.get(prompt.id) or gesture_of(prompt, axis, self.volume)
             if gesture is not None:
                 self._gesture_of[prompt.id] = gesture
                 found.append(gesture)
-        return tuple(dict.fromkeys((*self._settled.get(segment_id, ()), *found)))
+        return found
 
     def _take_away(self, segment_id: str, segment: Segment, wanted: Sequence[Gesture]) -> None:
         self._settled[segment_id] = tuple(g for g in self._settled.get(segment_id, ()) if g in wanted)
@@ -361,10 +411,10 @@ class Desk:
         new: list[PlacedPrompt] = [p for p in session.prompts(segment) if p.id not in before]
         self._gesture_of.update({prompt.id: gesture for prompt in new})
 
-    def _patches(self, mark: int, sent: set[tuple[int, int, int]]) -> Iterator[Patch]:
+    def _patches(self, mark: Mark, sent: set[tuple[int, int, int]]) -> Iterator[Patch]:
         """Yield the slices that changed after a mark and have not been sent."""
         by_number = {segment.id: (key, segment) for key, segment in self._present().items()}
-        for number, axis, index in sorted(self.session.history.changed_since(mark) - sent):
+        for number, axis, index in sorted(self.session.history.changed_since(mark.number) - sent):
             if number in by_number:
                 yield self._patch(*by_number[number], axis, index)
 
@@ -384,17 +434,36 @@ class Desk:
         prompted = sorted({prompt.index for prompt in self.session.prompts(segment)})
         return Confidence(segment_id, axis, values, tuple(prompted))
 
-    def _take_back(self, mark: int) -> None:
-        while self._session is not None and self._session.history.newest > mark:
-            self._session.undo()
+    def _reaches(self, mark: Mark) -> bool:
+        """Whether the engine can come back to a mark."""
+        oldest = 0 if self._session is None else self._session.history.oldest
+        return mark.era is self._era and mark.number >= oldest
 
-    def _as_it_stands(self) -> Iterator[Standing | Confidence]:
+    def _take_back(self, mark: Mark) -> None:
+        history = None if self._session is None else self._session.history
+        while history is not None and history.newest > max(mark.number, history.oldest):
+            self.session.undo()
+
+    def _begin_anew(self) -> None:
+        """Forget all segments but for their prompts, and all marks."""
+        self._settled.update({key: self._gestures(key, segment) for key, segment in self._present().items()})
+        for segment in self._segments.values():
+            self.session.forget_segment(segment)
+        self._segments.clear()
+        self._era = object()
+
+    def _as_it_stands(self, prompts: Mapping[str, Sequence[Gesture]]) -> Iterator[Standing | Confidence]:
+        present = self._present()
+        for segment_id, gestures in prompts.items():
+            placed = self._placed(present[segment_id]) if segment_id in present else []
+            self.settle(segment_id, [gesture for gesture in gestures if gesture not in placed])
         yield self._standing()
-        for segment_id in self._present():
+        for segment_id in present:
             yield self._confidence(segment_id)
 
     def _standing(self) -> Standing:
-        return Standing({key: self._gestures(key, segment) for key, segment in self._present().items()})
+        gestures = {key: self._gestures(key, segment) for key, segment in self._present().items()}
+        return Standing({**self._settled, **gestures}, frozenset(gestures))
 
 
 def _anchors(slices: Mapping[int, NDArray[np.bool_]]) -> list[int]:

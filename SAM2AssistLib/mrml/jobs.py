@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from SAM2AssistLib.engine.worker import Task, Worker
+from SAM2AssistLib.engine.worker import Rank, Task, Worker
 from SAM2AssistLib.mrml.words import translator
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Jobs:
         self._tasks: list[Task] = []
 
     def start(self, title: str, work: Callable[[], Iterable[Any]], answer: Callable[[Any], None]) -> None:
-        """Begin a job.
+        """Begin a job, before whatever can wait for it; the user is told what it waits for itself.
 
         Parameters
         ----------
@@ -80,7 +80,10 @@ class Jobs:
             else:
                 self.view.showStatus(_("Cancelled: {work}.").format(work=title))
 
-        task = self.worker.submit(title, run, report, end)
+        before = self.worker.make_way(Rank.LONG)
+        if before is not None:
+            self.view.showStatus(_("Waiting for: {work}.").format(work=before))
+        task = self.worker.submit(title, run, report, end, Rank.LONG)
         self._tasks.append(task)
         self.view.showBusy()
 

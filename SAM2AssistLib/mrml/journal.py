@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from SAM2AssistLib.mrml.gestures import Gesture
+
 EMPTY = b""
 """How an empty slice is kept."""
 
@@ -80,26 +82,55 @@ class KnownMask:
         indices = self.slices.keys() | other.slices.keys()
         return sorted(k for k in indices if self.slices.get(k, EMPTY) != other.slices.get(k, EMPTY))
 
+    def along(self, axis: int, shape_kji: tuple[int, int, int]) -> KnownMask:
+        """Slice the same voxels along an array axis of a volume of that shape."""
+        if axis == self.axis:
+            return self
+        voxels = np.zeros(shape_kji, bool)
+        for index, bits in self.slices.items():
+            mask = np.moveaxis(voxels, self.axis, 0)[index]
+            mask[...] = unpacked(bits, mask.shape)
+        return KnownMask.of(enumerate(np.moveaxis(voxels, axis, 0)), axis)
+
     def copy(self) -> KnownMask:
         """Copy the list of slices, not their bytes."""
         return KnownMask(self.axis, dict(self.slices))
 
 
-@dataclass
+@dataclass(frozen=True)
+class Mark:
+    """A place in the history of an engine's session, to come back to.
+
+    Attributes
+    ----------
+    era : the session from one beginning to the next; equal to nothing but itself.
+    number : of the step, see `History.newest`.
+    """
+
+    era: object
+    number: int
+
+
+NOWHERE = Mark(object(), 0)
+"""A place that no engine can come back to."""
+
+
+@dataclass(eq=False)
 class Step:
     """One step of the user.
 
     Attributes
     ----------
     title : for the menu.
-    mark_before, mark_after : the engine's history before and after it (`History.newest`); set by the engine's thread,
-        None until then.
+    mark_before, mark_after : the engine's history before and after it; set by the engine's thread, None until then.
+    prompts : by segment id, those that it has changed, as they were before and after it.
     """
 
     title: str
-    mark_before: int | None = None
-    mark_after: int | None = None
+    mark_before: Mark | None = None
+    mark_after: Mark | None = None
     entries: dict[tuple[str, int, int], Entry] = field(default_factory=dict)
+    prompts: dict[str, tuple[tuple[Gesture, ...], tuple[Gesture, ...]]] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Note a changed slice; one that changes twice keeps what it was at first."""
@@ -107,6 +138,22 @@ class Step:
         first = self.entries.get(key)
         before = entry.before if first is None else first.before
         self.entries[key] = Entry(entry.segment_id, entry.axis, entry.index, before, entry.after)
+
+    def note_prompts(self, segment_id: str, before: tuple[Gesture, ...], after: tuple[Gesture, ...]) -> None:
+        """Note that the prompts of a segment have changed; those that change twice keep what they were at first."""
+        first = self.prompts.pop(segment_id, (before, after))[0]
+        if set(first) != set(after):
+            self.prompts[segment_id] = (first, after)
+
+    def forget(self, segment_id: str) -> None:
+        """Forget what it has changed in a segment that is gone."""
+        self.entries = {key: entry for key, entry in self.entries.items() if entry.segment_id != segment_id}
+        self.prompts.pop(segment_id, None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has changed neither voxels nor prompts."""
+        return not self.changed and not self.prompts
 
     @property
     def changed(self) -> list[Entry]:
@@ -120,10 +167,12 @@ class Journal:
 
     done: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
+    _replaced: tuple[Step | None, tuple[Step, ...]] = (None, ())
 
     def begin(self, title: str) -> Step:
         """Open a step; what was undone before is forgotten, and so is the oldest of too many."""
         step = Step(title)
+        self._replaced = step, tuple(self.undone)
         self.done.append(step)
         self.undone.clear()
         del self.done[: max(0, len(self.done) - STEPS)]
@@ -131,8 +180,31 @@ class Journal:
 
     def drop(self, step: Step) -> None:
         """Forget a step that came to nothing."""
-        if step in self.done:
-            self.done.remove(step)
+        for steps in (self.done, self.undone):
+            if step in steps:
+                steps.remove(step)
+
+    def withdraw(self, step: Step) -> None:
+        """Forget a step that has changed nothing; what was undone before it can be brought back as if it never was."""
+        latest = self.done[-1:] == [step] and not self.undone
+        self.drop(step)
+        begun, replaced = self._replaced
+        if latest and begun is step and step.mark_before == step.mark_after:
+            self.undone[:] = replaced
+
+    def forget(self, segment_id: str) -> list[Step]:
+        """Forget a segment that is gone; returns the steps that were about nothing else, for `drop`."""
+        self._replaced = (None, ())
+        full = [step for step in (*self.done, *self.undone) if not step.empty]
+        for step in full:
+            step.forget(segment_id)
+        return [step for step in full if step.empty]
+
+    def inherit(self, other: Journal) -> None:
+        """Take over the steps of a workspace that has ended, whose engine can no longer come back to them."""
+        self.done[:], self.undone[:] = other.done, other.undone
+        for step in [*self.done, *self.undone]:
+            step.mark_before = step.mark_after = NOWHERE
 
     def back_to(self, known: dict[str, KnownMask], found: dict[str, KnownMask]) -> int:
         """Tell how many steps back the segments were as they have been found now; 0 if they never were.

@@ -77,6 +77,11 @@ class Painter:
         self._states[segment_id] = self.voxels(segment_id).state()
         return self.known[segment_id]
 
+    def inherit(self, other: Painter) -> None:
+        """Know what another painter of the same node and grid knows."""
+        self.known = {segment_id: mask.copy() for segment_id, mask in other.known.items()}
+        self._states = dict(other._states)
+
     def forget(self, segment_id: str) -> None:
         """Forget a segment that is gone."""
         self.known.pop(segment_id, None)

@@ -138,11 +138,11 @@ class Panel:
             self.assistant.choice = EngineChoice(
                 parameters.model, parameters.device, adapter if adapter not in ("", ".") else None
             )
+        if choice != self.assistant.choice and self._entered:
+            self.refresh_classes()
         if before != (self.volume_node, self.segmentation_node):
             self.stop_placing()
             self.prepare()
-        if choice != self.assistant.choice and self._entered:
-            self.refresh_classes()
 
     def set_installed(self, installed: bool) -> None:
         """Take note whether all packages are there; once they are, look for classes and load the engine."""

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from SAM2AssistLib.engine.worker import Task, Worker
+from SAM2AssistLib.engine.worker import Rank, Task, Worker
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.desk import Confidence, Desk, Note, Patch, Progress, Standing, Verdicts
 from SAM2AssistLib.mrml.gestures import Gesture
-from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, reverse, unpacked
+from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, unpacked
 from SAM2AssistLib.mrml.listener import Listener, title_of
 from SAM2AssistLib.mrml.masking import Rules
 from SAM2AssistLib.mrml.nodes import follow_name, keep_codes
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.painting import Painter
 from SAM2AssistLib.mrml.prompt_nodes import SEGMENT, PromptNodes
+from SAM2AssistLib.mrml.propagating import Propagating
 from SAM2AssistLib.mrml.surfaces import Surfaces
+from SAM2AssistLib.mrml.turning import Turning
 from SAM2AssistLib.mrml.volumes import array_view, voxel_state
 from SAM2AssistLib.mrml.voxels import Grid
 from SAM2AssistLib.mrml.words import translator
@@ -68,13 +70,14 @@ class Workspace:
         grid = Grid.of(volume_node, segmentation_node)
         self.painter = Painter(segmentation_node, grid, desk.axis, array_view(volume_node), rules)
         self.journal = Journal()
+        self._turning = Turning(self.journal, self.painter, desk, self._submit_turn)
         self.closed = False
         self.confidence: dict[str, Confidence] = {}
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
-        self._running: Task | None = None
-        self._interrupted: set[str] = set()
+        self._propagating = Propagating(self.journal, desk, self._submit, self._begin, self._told)
+        self._wanted: list[frozenset[str]] = []
         self._held: set[tuple[str, int, int]] = set()
         self._touched = False
         self._cancels = 0
@@ -89,14 +92,24 @@ class Workspace:
         if self.closed:
             return
         self.closed = True
+        if self.busy:
+            self.listener.progress("", 0, 0)
         for task in self._tasks:
             task.cancel()
         forget(self._observations)
         self.prompts.close()
         if self.segmentation_node.GetScene() is not None and not self.scene.IsClosing():
+            wanted, self._wanted = self._wanted, []
+            self._remove_unfilled(frozenset().union(*wanted))
             self._finish()
         self.worker.submit("close", lambda: _nothing(self.desk.close))
         self.listener.changed()  # so that somebody delivers that this has ended
+
+    def inherit(self, earlier: Workspace) -> None:
+        """Go on from a workspace of the same nodes and grid that has been closed: its steps can still be undone."""
+        self.journal.inherit(earlier.journal)
+        self.painter.inherit(earlier.painter)
+        self.listener.changed()
 
     # What the user does
 
@@ -134,6 +147,7 @@ class Workspace:
         self.absorb_edits(segment_id)
         self._synced[segment_id] = gestures
         step = self._begin(title_of(before, gestures))
+        step.note_prompts(segment_id, before, gestures)
         name, cancels = self.painter.name(segment_id), self._cancels
 
         def ended(error: BaseException | None) -> None:
@@ -141,8 +155,11 @@ class Workspace:
                 self.journal.drop(step)
                 self._take_prompts_back(segment_id, before, gestures)
                 self._told(error)
-            elif self.rules.auto_propagate and self._cancels == cancels and not self.busy:
-                self._propagate(step, [segment_id, *self._interrupted])
+            if self.rules.auto_propagate and self._cancels == cancels and not self.busy:
+                if error is None:
+                    self._propagating.go_on(step, segment_id)
+                else:
+                    self._propagating.resume()
 
         self._submit(step.title, step, lambda: self.desk.sync(segment_id, name, gestures), ended)
 
@@ -154,7 +171,8 @@ class Workspace:
     def propagate(self, segment_ids: Sequence[str] | None = None) -> None:
         """Go on from all prompts and edits: carry segments (all, if not given) through the volume."""
         self.absorb_edits(*(segment_ids or ()))
-        self._propagate(self._begin(_("propagate")), segment_ids)
+        chosen = self.painter.known if segment_ids is None else segment_ids
+        self._propagating.start(self._begin(_("propagate")), chosen)
 
     def auto_segment(
         self,
@@ -172,7 +190,8 @@ class Workspace:
         answer : called at the end with what was found; with None if it was ended early.
         """
         self.absorb_edits()
-        step = self._begin(_("Auto-Segment"))
+        step, ids = self._begin(_("Auto-Segment")), frozenset(wanted.values())
+        self._wanted.append(ids)
         found: list[Verdicts] = []
 
         def work() -> Iterator[Any]:
@@ -184,15 +203,13 @@ class Workspace:
         def ended(error: BaseException | None) -> None:
             if not step.changed:
                 self.journal.drop(step)
-            for segment_id in wanted.values():
-                known = self.painter.known.get(segment_id)
-                if self.painter.has(segment_id) and (known is None or not known.slices):
-                    self.segmentation_node.GetSegmentation().RemoveSegment(segment_id)
+            self._wanted.remove(ids)
+            self._remove_unfilled(ids.difference(*self._wanted))
             self._told(error)
             if error is None:
                 answer(found[-1] if found else None)
 
-        self._running = self._submit(_("Auto-Segment"), step, work, ended)
+        self._propagating.running = self._submit(_("Auto-Segment"), step, work, ended, Rank.LONG)
 
     def cancel(self) -> None:
         """End what is running after its next slice; finished slices stay, and it is not taken up again by itself.
@@ -201,28 +218,17 @@ class Workspace:
         their end, and no propagation follows.
         """
         self._cancels += 1
-        self._interrupt()
-        self._interrupted.clear()
+        self._propagating.end()
 
     def undo(self) -> str | None:
         """Take the last step back, prompts and masks together; returns its title, or None if there is none."""
         self.absorb_edits()
-        if not self.journal.done:
-            return None
-        step = self.journal.done.pop()
-        self.journal.undone.append(step)
-        self._turn(step, back=True)
-        return step.title
+        return self._turning.undo()
 
     def redo(self) -> str | None:
         """Bring back what was undone last; returns its title, or None if there is none."""
         self.absorb_edits()
-        if not self.journal.undone:
-            return None
-        step = self.journal.undone.pop()
-        self.journal.done.append(step)
-        self._turn(step, back=False)
-        return step.title
+        return self._turning.redo()
 
     def absorb_edits(self, *segment_ids: str) -> None:
         """Take what somebody else has changed in the segments, with any tool, as prompts.
@@ -231,18 +237,17 @@ class Workspace:
 
         Parameters
         ----------
-        segment_ids : segments to look at although they have not been worked on here yet.
+        segment_ids : segments that are about to be worked on, which the engine has to know.
         """
-        self._interrupt()
-        for segment_id in segment_ids:
-            if segment_id not in self.painter.known and self.painter.has(segment_id):
-                mask = self.painter.look_at(segment_id)
-                self._submit_edit(None, segment_id, mask, sorted(mask.slices))
+        self._propagating.interrupt()
+        for segment_id in filter(self.painter.has, segment_ids):
+            self._submit_meeting(segment_id)
         found = self.painter.found_changes()
-        if not found or self._follow(found):
+        if not found or self._turning.follow(found):
             return
         step = self.journal.begin(_("edit"))
         for segment_id, mask in found.items():
+            self._submit_meeting(segment_id)
             known = self.painter.known[segment_id]
             indices = known.changed_in(mask)
             for index in indices:
@@ -253,13 +258,19 @@ class Workspace:
 
     def segment_removed(self, segment_id: str) -> None:
         """Take note that a segment has been deleted."""
-        self._interrupt()
-        self._interrupted.discard(segment_id)
+        self._propagating.leave_out(segment_id)
         self.painter.forget(segment_id)
         self._synced.pop(segment_id, None)
         self.confidence.pop(segment_id, None)
         self.prompts.remove_segment(segment_id)
-        self._submit(_("remove"), None, lambda: _nothing(self.desk.remove, segment_id), self._told)
+        emptied = self.journal.forget(segment_id)
+
+        def ended(error: BaseException | None) -> None:
+            for step in filter(lambda step: step.empty, emptied):  # those running then may have got something since
+                self.journal.drop(step)
+            self._told(error)
+
+        self._submit(_("remove"), None, lambda: _nothing(self.desk.remove, segment_id), ended)
 
     def segment_modified(self, segment_id: str) -> None:
         """Take note that a segment may have another name, or the voxels of before after an undo."""
@@ -274,13 +285,15 @@ class Workspace:
             if not self.closed:
                 answer(given)
 
+        self._make_way(Rank.QUICK)
         self._tasks.append(self.worker.submit(title, lambda: (question(),), deliver, self._told))
         self.listener.changed()
 
     def warm_up(self, index: int) -> None:
         """Load the engine and encode slices around the one in view, until something is asked for."""
         if not self.busy:
-            self._running = self._submit(_("prepare"), None, lambda: self.desk.warm_up(index), self._told)
+            work = lambda: self.desk.warm_up(index)  # noqa: E731
+            self._propagating.running = self._submit(_("prepare"), None, work, self._told, Rank.IDLE)
 
     def volume_changed(self) -> None:
         """Take note that the volume may have other voxels or another grid than those the engine is looking at.
@@ -289,9 +302,9 @@ class Workspace:
         """
         if self.closed or not self.busy or voxel_state(self.volume_node) == self.voxels:
             return
-        running = self._running
+        running = self._propagating.running
         self.cancel()
-        if running is None or running not in self._tasks or running.title == _("prepare"):
+        if running is None or running not in self._tasks or running.rank is Rank.IDLE:
             return
         sentence = _("The voxels of {volume} have changed; finished slices stay, the next prompt takes the new ones.")
         self.listener.note(sentence.format(volume=self.volume_node.GetName()))
@@ -304,6 +317,8 @@ class Workspace:
         if self._touched and not self.busy:
             self._touched = False
             self.follow_editor()
+        if self._propagating.gave_way and not self.worker.busy and voxel_state(self.volume_node) == self.voxels:
+            self._propagating.resume()
 
     def voxels_changed(self) -> None:
         """Take note that somebody has changed voxels; if it was not us, `flush` looks at them."""
@@ -314,7 +329,7 @@ class Workspace:
     def follow_editor(self) -> bool:
         """Go where an undo or a redo of the Segment Editor has gone; other edits wait until the user goes on."""
         found = self.painter.found_changes()
-        return bool(found) and self._follow(found)
+        return bool(found) and self._turning.follow(found)
 
     # Inside
 
@@ -341,7 +356,9 @@ class Workspace:
         self.listener.step(self)
         return self.journal.begin(title)
 
-    def _submit(self, title: str, step: Step | None, work: Callable[[], Iterable[Any]], ended: End) -> Task:
+    def _submit(
+        self, title: str, step: Step | None, work: Callable[[], Iterable[Any]], ended: End, rank: Rank = Rank.QUICK
+    ) -> Task:
         def run() -> Iterator[Any]:
             if step is not None and step.mark_before is None:
                 step.mark_before = step.mark_after = self.desk.mark
@@ -361,10 +378,17 @@ class Workspace:
                 self._finish()
             self.listener.changed()
 
-        task = self.worker.submit(title, run, lambda item: self._report(title, step, item), end)
+        self._make_way(rank)
+        task = self.worker.submit(title, run, lambda item: self._report(title, step, item), end, rank)
         self._tasks.append(task)
         self.listener.changed()
         return task
+
+    def _make_way(self, rank: Rank) -> None:
+        """Let nobody wait for what can wait, and say what has to be waited for."""
+        before = self.worker.make_way(rank)
+        if before is not None and rank > Rank.LATER:
+            self.listener.note(_("Waiting for: {work}.").format(work=before))
 
     def _finish(self) -> None:
         """Tell everybody that the segments are as they will stay."""
@@ -388,7 +412,7 @@ class Workspace:
             self.confidence[item.segment_id] = item
             self.listener.confidence()
         elif isinstance(item, Standing):
-            self._stand(item)
+            self._stand(step, item)
 
     def _write(self, step: Step | None, patch: Patch) -> None:
         if not self.painter.has(patch.segment_id):
@@ -408,25 +432,6 @@ class Workspace:
             self._held |= {(segment_id, known.axis, index) for index in known.changed_in(found)}
             self.absorb_edits()
 
-    def _propagate(self, step: Step, segment_ids: Sequence[str] | None) -> None:
-        chosen = None if segment_ids is None else tuple(dict.fromkeys(segment_ids))
-        self._interrupted = set(chosen or self.painter.known)
-
-        def ended(error: BaseException | None) -> None:
-            if self._running is task:  # it came to its end by itself
-                self._running = None
-                self._interrupted.clear()
-            self._told(error)
-
-        task = self._submit(_("propagate"), step, lambda: self.desk.propagate(chosen), ended)
-        self._running = task
-
-    def _interrupt(self) -> None:
-        """End a running propagation after its next slice; the next prompt takes it up again."""
-        if self._running is not None:
-            self._running.cancel()
-            self._running = None
-
     def _submit_edit(self, step: Step | None, segment_id: str, mask: KnownMask, indices: Sequence[int]) -> None:
         if not indices:
             return
@@ -435,42 +440,35 @@ class Workspace:
         name, axis = self.painter.name(segment_id), mask.axis
         self._submit(_("edit"), step, lambda: self.desk.take_edit(segment_id, name, axis, slices), self._told)
 
-    def _turn(self, step: Step, *, back: bool) -> None:
+    def _submit_meeting(self, segment_id: str) -> None:
+        """Let the engine know a segment as it was before what follows, unless it does."""
+        known = self.painter.known.get(segment_id) or self.painter.look_at(segment_id)
+        name, held = self.painter.name(segment_id), known.copy()
+        self._submit(_("take over"), None, lambda: self.desk.meet(segment_id, name, held), self._told)
+
+    def _submit_turn(self, title: str, work: Callable[[], Iterable[Any]], done: Callable[[], None]) -> None:
         def ended(error: BaseException | None) -> None:
-            self.painter.apply(reverse(step.changed) if back else step.changed)
+            done()
             self._told(error)
 
-        self._submit(_("undo") if back else _("redo"), None, lambda: self._engine_to(step, back=back), ended)
+        self._submit(title, None, work, ended)
 
-    def _engine_to(self, step: Step, *, back: bool) -> Iterator[Standing | Confidence]:
-        """Bring the engine before or behind a step; runs in its thread."""
-        if step.mark_before is not None and step.mark_after is not None:
-            yield from self.desk.undo_to(step.mark_before) if back else self.desk.redo_to(step.mark_after)
+    def _remove_unfilled(self, segment_ids: Iterable[str]) -> None:
+        """Remove the segments in which Auto-Segment has found nothing, and nobody has painted."""
+        for segment_id in filter(self.painter.has, segment_ids):
+            if not any(mask.any() for _index, mask in self.painter.voxels(segment_id).slices(self.desk.axis)):
+                self.segmentation_node.GetSegmentation().RemoveSegment(segment_id)
 
-    def _follow(self, found: dict[str, KnownMask]) -> bool:
-        """If the segments are as they were at another step of the journal, go there; returns whether they are."""
-        everything = {**self.painter.known, **found}
-        count = self.journal.back_to(self.painter.known, everything)
-        back = count > 0
-        count = count or self.journal.forward_to(self.painter.known, everything)
-        if not count:
-            return False
-        source, target = (self.journal.done, self.journal.undone)[:: 1 if back else -1]
-        for _number in range(count):
-            target.append(source.pop())
-        step = target[-1]
-        self.painter.accept(found)
-        self._submit(_("follow the Segment Editor"), None, lambda: self._engine_to(step, back=back), self._told)
-        return True
-
-    def _stand(self, standing: Standing) -> None:
-        """Let the prompt nodes be those of the engine, after undo and redo."""
-        self.confidence = {key: known for key, known in self.confidence.items() if key in standing.gestures}
+    def _stand(self, step: Step | None, standing: Standing) -> None:
+        """Let the prompt nodes be those of the engine, after undo, redo and Auto-Segment."""
+        self.confidence = {key: known for key, known in self.confidence.items() if key in standing.held}
         self.listener.confidence()
         known = {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}
         for segment_id in known | standing.gestures.keys():
             if self.painter.has(segment_id):
                 gestures = standing.gestures.get(segment_id, ())
+                if step is not None:
+                    step.note_prompts(segment_id, self._synced.get(segment_id, ()), gestures)
                 self._synced[segment_id] = gestures
                 self.prompts.show(segment_id, gestures)
 

@@ -159,6 +159,7 @@ class _Run:
         self.view = body_view(self.volume)
         self.stopped = False
         self.found: dict[str, tuple[Segment, Finding, ClassMaps]] = {}
+        self.least_ml: dict[str, float] = {}
 
     def go(
         self,
@@ -241,6 +242,7 @@ class _Run:
             maps = prompter.maps(step)
             for name in wanted:
                 findings[name] = self._find(maps, name, prompter.presence[name]), maps
+                self.least_ml[name] = prompter.least_ml
         yield AutoStep("search", 1, 1)
 
     def _search_by_support(
@@ -372,7 +374,8 @@ class _Run:
                 continue
             segment, _, maps = self.found[name]
             mask = self.session.mask_view(segment)
-            if not self.stopped and self._agreement(mask, maps, name) < self.options.least_agreement:
+            too_small = mask.sum() * np.prod(self.volume.spacing_ijk) / 1000 < self.least_ml.get(name, 0.0)
+            if not self.stopped and (too_small or self._agreement(mask, maps, name) < self.options.least_agreement):
                 self.session.remove_segment(segment)
                 verdicts.append(ClassVerdict(name, False, 1 - presence))
                 continue

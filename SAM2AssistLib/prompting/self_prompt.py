@@ -37,6 +37,7 @@ class SelfPrompter:
     classes : those of them that it is good enough at to be asked for.
     presence : by class, the least confidence that counts as present.
     guidance : of the network's mask decoder by pseudo-masks, for support cases; None if the adapter has none.
+    least_ml : what is smaller is no organ, nor a part of one that is worth a segment.
     trunk : tells which slices can show the classes at all; None if the adapter has none, and all can.
     """
 
@@ -45,6 +46,7 @@ class SelfPrompter:
     known: tuple[str, ...]
     classes: tuple[str, ...]
     presence: dict[str, float]
+    least_ml: float = 0.0
     guidance: MaskGuidance | None = None
     trunk: TrunkSense | None = None
 
@@ -115,7 +117,9 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     # What the card does not tell of was left behind by an adapter that was in the folder before.
     guidance = load_guidance(folder, adapted.model.sam_mask_decoder) if GUIDANCE_NAME in card else None
     trunk = load_trunk_sense(folder, head.channels[0]) if TRUNK_NAME in card else None
-    return SelfPrompter(adapted, head.to(engine.model.device).eval(), known, classes, presence, guidance, trunk)
+    least_ml = float(settings.get("least_ml", 0.0))
+    on_device = head.to(engine.model.device).eval()
+    return SelfPrompter(adapted, on_device, known, classes, presence, least_ml, guidance, trunk)
 
 
 def _card(folder: Path) -> dict[str, Any]:

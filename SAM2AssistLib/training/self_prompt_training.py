@@ -64,6 +64,8 @@ LIMITS = (
     "Only the self-prompt head is trained: it reads the frozen network, and the low-rank updates are zero.",
     "The calibration is on phantoms; on patients, the share of organs that are missed or invented is higher.",
 )
+LEAST_ML = 10.0
+"""Of an organ that is announced: kidneys, the smallest of them, have ten times as much."""
 REFILL = 16
 """Phantoms that are made again when a run goes on."""
 STATE_FILE = "state.pt"
@@ -228,11 +230,13 @@ class HeadSettings:
     known : classes that the head tells apart.
     classes : those it is announced for.
     presence : by class, the least confidence that counts as present.
+    least_ml : what is smaller is reported absent.
     """
 
     known: tuple[str, ...]
     classes: tuple[str, ...]
     presence: dict[str, float]
+    least_ml: float = LEAST_ML
 
 
 def write_adapter(

@@ -52,6 +52,15 @@ def test_what_is_there_is_found_and_what_is_not_is_declared_absent(a_quick_sessi
     assert {s.name for s in a_quick_session.segments} == set(BALLS)
 
 
+def test_what_is_smaller_than_an_organ_can_be_is_declared_absent(a_quick_session, a_prompter_of_balls):
+    volume, masks = balls()
+    largest_ml = max(masks[name].sum() for name in BALLS) * np.prod(volume.spacing_ijk) / 1000
+    strict = replace(a_prompter_of_balls, least_ml=2 * largest_ml)
+    last = run(a_quick_session, adapter=strict, options=BY_MAPS)[-1]
+    assert not any(verdict.present or verdict.segment for verdict in last.verdicts)
+    assert not a_quick_session.segments
+
+
 def test_a_mirrored_volume_gives_the_mirrored_result(quick_engine, a_prompter_of_balls):
     volume, masks = balls()
     matrix = volume.ijk_to_lps.copy()

@@ -301,3 +301,68 @@ def test_the_last_command_stays_even_if_it_alone_exceeds_the_budget():
     history.add(a_command(0))
     history.add(a_command(1))
     assert [history.undo({}), history.undo({})] == ["1", None]
+
+
+def test_the_history_tells_the_oldest_mark_that_undo_comes_back_to():
+    history = History(budget_bytes=1)
+    assert (history.oldest, history.newest) == (0, 0)
+    for number in range(3):
+        history.add(a_command(number))
+    assert (history.oldest, history.newest) == (2, 3)
+    history.undo({})
+    assert (history.oldest, history.newest) == (2, 2)
+    history.take_back(0, {})
+    assert history.newest == 2
+
+
+def test_a_step_of_several_commands_leaves_the_budget_as_a_whole():
+    size = a_command(0).size_bytes
+    history = History(budget_bytes=int(2.5 * size))
+    with history.one_step("both", {}):
+        history.add(a_command(0))
+        history.add(a_command(1))
+    history.add(a_command(2))
+    assert [history.undo({}), history.undo({})] == ["2", None]
+
+
+def test_what_is_done_aside_is_no_step_and_ends_no_redo(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, (5, 32, 20))
+    clicked = a_quick_session.mask(a_segment)
+    a_quick_session.undo()
+    with a_quick_session.aside():
+        other = a_quick_session.add_segment("other")
+        a_quick_session.adopt(other, {k: np.eye(64, dtype=bool) for k in range(5)}, [0, 4])
+    adopted = a_quick_session.mask(other)
+    assert a_quick_session.redo() == "add point"
+    assert np.array_equal(a_quick_session.mask(a_segment), clicked)
+    while a_quick_session.undo():
+        pass
+    assert a_quick_session.segments == (other,)
+    assert np.array_equal(a_quick_session.mask(other), adopted)
+    assert adopted.any()
+
+
+def test_what_a_suspended_propagation_has_finished_is_noted_before_something_is_done_aside(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, (5, 32, 20))
+    clicked = a_quick_session.mask(a_segment)
+    running = a_quick_session.propagate()
+    for _ in range(3):
+        next(running)
+    with a_quick_session.aside():
+        a_quick_session.add_segment("other")
+    assert a_quick_session.undo() == "propagate"
+    assert np.array_equal(a_quick_session.mask(a_segment), clicked)
+
+
+def test_a_segment_that_is_forgotten_comes_back_with_neither_undo_nor_redo(a_quick_session, a_segment):
+    other = a_quick_session.add_segment("other")
+    click(a_quick_session, other, (5, 32, 44))
+    click(a_quick_session, a_segment, (5, 32, 20))
+    clicked = a_quick_session.mask(a_segment)
+    a_quick_session.undo()
+    a_quick_session.forget_segment(other)
+    assert a_quick_session.redo() == "add point"
+    assert a_quick_session.redo() is None
+    assert np.array_equal(a_quick_session.mask(a_segment), clicked)
+    assert [a_quick_session.undo() for _ in range(3)] == ["add point", "add ball", None]
+    assert a_quick_session.segments == ()

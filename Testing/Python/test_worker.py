@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from SAM2AssistLib.engine.worker import Worker
+from SAM2AssistLib.engine.worker import Rank, Worker
 
 
 @pytest.fixture
@@ -103,3 +103,20 @@ def test_pump_returns_to_the_window_after_its_time(worker: Worker) -> None:
         before = len(seen)
         worker.pump(0.0)
         assert len(seen) <= before + 1
+
+
+def test_who_is_in_a_hurry_ends_what_can_wait_and_is_told_what_cannot(worker: Worker) -> None:
+    gate = threading.Event()
+    worker.submit("first", lambda: [gate.wait(10)])
+    tasks = {rank: worker.submit(rank.name, lambda: (), rank=rank) for rank in Rank}
+    assert worker.make_way(Rank.IDLE) == "LONG"
+    assert [rank for rank in Rank if tasks[rank].cancelled] == [Rank.IDLE]
+    worker.make_way(Rank.LATER)
+    assert not tasks[Rank.LATER].cancelled
+    assert worker.make_way(Rank.LONG) == "LONG"
+    assert [rank for rank in Rank if tasks[rank].cancelled] == [Rank.IDLE, Rank.LATER]
+    tasks[Rank.LONG].cancel()
+    assert worker.make_way(Rank.QUICK) is None
+    assert not tasks[Rank.QUICK].cancelled
+    gate.set()
+    assert worker.wait(10)
