@@ -155,11 +155,14 @@ def test_a_file_is_written_in_the_workers_thread_while_the_progress_is_shown(
 def test_a_cancelled_export_leaves_the_older_file_and_nothing_else(
     office: Office, tmp_path: Path, kind: str, name: str
 ) -> None:
-    folder = tmp_path / "out"
+    folder, go_on = tmp_path / "out", threading.Event()
     folder.mkdir()
     (folder / name).write_bytes(OLDER)
+    # The export waits its turn, so that it cannot be done before it is cancelled.
+    office.desk.assistant.worker.submit("something long", lambda: (go_on.wait(20),), lambda _: None, lambda _: None)
     office.write(kind, folder / name)
     office.panel.cancel()
+    go_on.set()
     office.settle()
     assert (folder / name).read_bytes() == OLDER
     assert list(folder.iterdir()) == [folder / name]
