@@ -119,7 +119,8 @@ def nrrd_path(path: str | Path) -> str:
             raise OutputError(said.format(name=given.name))
         given = given.with_name(f"{given.name}.seg.nrrd")
         if given.exists():
-            raise OutputError(_("There is a file {name} already; choose it, or another name.").format(name=given.name))
+            said = _("There is a file {name} already; choose it, or another name.")
+            raise OutputError(said.format(name=given.name))
     check_place(given)
     return str(given)
 
