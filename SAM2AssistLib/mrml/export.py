@@ -112,17 +112,17 @@ def nrrd_path(path: str | Path) -> str:
         If the name has the ending of another format, the file with the ending added is there already (nobody has been
         asked whether it may be replaced), or `check_place` refuses it.
     """
-    given = Path(path)
-    if given.suffix.lower() != ".nrrd":
-        if given.suffix:
+    place = Path(path)
+    if place.suffix.lower() != ".nrrd":
+        if place.suffix:
             said = _("{name} does not end in .seg.nrrd; give the file a name that does.")
-            raise OutputError(said.format(name=given.name))
-        given = given.with_name(f"{given.name}.seg.nrrd")
-        if given.exists():
-            said = _("There is a file {name} already; choose it, or another name.")
-            raise OutputError(said.format(name=given.name))
-    check_place(given)
-    return str(given)
+            raise OutputError(said.format(name=place.name))
+        place = place.with_suffix(".seg.nrrd")
+        if place.exists():
+            taken = _("There is a file {name} already; choose it, or another name.")
+            raise OutputError(taken.format(name=place.name))
+    check_place(place)
+    return str(place)
 
 
 def save_nrrd(segments: Snapshot, path: str | Path) -> Iterator[Stage | str]:
