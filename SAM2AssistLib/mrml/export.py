@@ -48,6 +48,7 @@ _NRRD_TYPE_BYTES = {
 }
 """Of the voxel types that VTK writes (http://teem.sourceforge.net/nrrd/format.html)."""
 
+NRRD_ENDING = ".seg.nrrd"
 UIDS = "DICOM.instanceUIDs"
 """Attribute in which Slicer's DICOM reader notes the images a volume was made of."""
 
@@ -117,7 +118,7 @@ def nrrd_path(path: str | Path) -> str:
         if place.suffix:
             said = _("{name} does not end in .seg.nrrd; give the file a name that does.")
             raise OutputError(said.format(name=place.name))
-        place = place.with_suffix(".seg.nrrd")
+        place = place.with_suffix(NRRD_ENDING)
         if place.exists():
             taken = _("There is a file {name} already; choose it, or another name.")
             raise OutputError(taken.format(name=place.name))
