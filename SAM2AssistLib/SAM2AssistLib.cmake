@@ -152,6 +152,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/prompting/error_head.py
   SAM2AssistLib/prompting/guidance.py
   SAM2AssistLib/prompting/orientation.py
+  SAM2AssistLib/prompting/parts.py
   SAM2AssistLib/prompting/proposals.py
   SAM2AssistLib/prompting/pseudo_masks.py
   SAM2AssistLib/prompting/retrieval.py

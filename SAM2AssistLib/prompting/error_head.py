@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.parts import read_part
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -114,12 +114,4 @@ def load_error_head(folder: Path, model: SAM2Base) -> ErrorHead | None:
     path = folder / ERROR_HEAD_FILE
     if not path.is_file():
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    head = ErrorHead(channels_of(model))
-    try:
-        head.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path} cannot be used with this model; make the adapter again.") from error
-    return head.to(model.device).eval().requires_grad_(False)
+    return read_part(ErrorHead(channels_of(model)), path).to(model.device)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.parts import read_part
 
 if TYPE_CHECKING:
     from sam2.modeling.sam.mask_decoder import MaskDecoder
@@ -103,18 +103,8 @@ def load_guidance(folder: Path, decoder: MaskDecoder) -> MaskGuidance | None:
     path = folder / GUIDANCE_FILE
     if not path.is_file():
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     guidance = MaskGuidance(len(guided_attentions(decoder)))
-    try:
-        weights = load_file(path)
-        guidance.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path} is damaged or does not fit this model; make the adapter again.") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise ModelError(f"{path} is damaged, for not all of it is finite; make the adapter again.")
-    return guidance.to(next(decoder.parameters()).device).eval().requires_grad_(False)
+    return read_part(guidance, path).to(next(decoder.parameters()).device)
 
 
 def guided_attentions(decoder: MaskDecoder) -> list[Any]:

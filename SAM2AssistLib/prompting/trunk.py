@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.parts import read_part
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 
 TRUNK_NAME = "trunk"
@@ -64,15 +64,4 @@ def load_trunk_sense(folder: Path, channels: int) -> TrunkSense | None:
     path = folder / TRUNK_FILE
     if not path.is_file():
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    sense = TrunkSense(channels)
-    try:
-        weights = load_file(path)
-        sense.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path} is damaged or does not fit this model; make the adapter again.") from error
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise ModelError(f"{path} is damaged, for not all of it is finite; make the adapter again.")
-    return sense.eval().requires_grad_(False)
+    return read_part(TrunkSense(channels), path)

@@ -20,17 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from SAM2AssistLib.engine.adapter import CARD_FILE
 from SAM2AssistLib.engine.loading import default_window, load_engine
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.plane import Plane
-from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.prompting.body import body_view
-from SAM2AssistLib.prompting.guidance import GUIDANCE_FILE, GUIDANCE_NAME, MaskGuidance, guided_attentions
+from SAM2AssistLib.prompting.guidance import GUIDANCE_NAME, MaskGuidance, guided_attentions
+from SAM2AssistLib.prompting.parts import add_part
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter, pseudo_logits
 from SAM2AssistLib.prompting.self_prompt import SelfPrompter, load_self_prompter
 from SAM2AssistLib.prompting.support import SupportCase, prepare_support
@@ -203,16 +201,6 @@ def collect(
     return learned, apart, names
 
 
-def write(folder: Path, guidance: MaskGuidance, measured: dict[str, Any]) -> None:
-    """Put a guidance beside the head of an adapter, and what was measured into its card."""
-    with atomic_path(folder / GUIDANCE_FILE) as part:
-        save_file({name: tensor.detach().contiguous() for name, tensor in guidance.state_dict().items()}, part)
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
-    card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    with atomic_path(folder / CARD_FILE) as part:
-        part.write_text(json.dumps({**card, GUIDANCE_NAME: measured}, indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Parse the command line, collect, train, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,7 +232,7 @@ def main() -> None:
         "dice_kept_apart": round(mean_dice(decoder, guidance, apart), 4),
         "dice_kept_apart_without": round(mean_dice(decoder, none, apart), 4),
     }
-    write(given.adapter, guidance, measured)
+    add_part(given.adapter, GUIDANCE_NAME, guidance, measured)
     print(json.dumps(measured, indent=1), {n: p.tolist() for n, p in guidance.named_parameters()}, flush=True)
 
 

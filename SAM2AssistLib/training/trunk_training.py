@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from SAM2AssistLib.engine.adapter import CARD_FILE
 from SAM2AssistLib.engine.loading import Engine, load_engine
-from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.prompting.orientation import Orientation
+from SAM2AssistLib.prompting.parts import add_part
 from SAM2AssistLib.prompting.self_prompt import load_self_prompter
-from SAM2AssistLib.prompting.trunk import TRUNK_FILE, TRUNK_NAME, TrunkSense, whole_looks
+from SAM2AssistLib.prompting.trunk import TRUNK_NAME, TrunkSense, whole_looks
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.training.self_prompt_scans import LabelledScan, phantom_scan, training_scan
 from SAM2AssistLib.volume import CTVolume
@@ -158,16 +156,6 @@ def judged_apart(volumes: Sequence[Seen]) -> dict[str, float]:
     return shares
 
 
-def write(folder: Path, sense: TrunkSense, measured: Mapping[str, object]) -> None:
-    """Put a sense of the trunk beside the head of an adapter, and what was measured into its card."""
-    with atomic_path(folder / TRUNK_FILE) as part:
-        save_file({name: tensor.detach().contiguous() for name, tensor in sense.state_dict().items()}, part)
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
-    card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    with atomic_path(folder / CARD_FILE) as part:
-        part.write_text(json.dumps({**card, TRUNK_NAME: measured}, indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Parse the command line, look, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,7 +173,7 @@ def main() -> None:
         "data": [f"{PHANTOMS} procedural phantoms", f"{THIGHS} thighs made of cylinders", *shares],
         "share_of_slices_taken_for_the_trunk_by_what_was_learned_without_the_patient": shares,
     }
-    write(given.adapter, fit(volumes), measured)
+    add_part(given.adapter, TRUNK_NAME, fit(volumes), measured)
     print(json.dumps(measured, indent=1), flush=True)
 
 

@@ -14,8 +14,16 @@ from safetensors.torch import save_file
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.heads import decode
 from SAM2AssistLib.errors import ModelError
-from SAM2AssistLib.prompting.guidance import FLOOR, GUIDANCE_FILE, MaskGuidance, guided_attentions, load_guidance
-from SAM2AssistLib.training.guidance_training import decoded, guidance_loss, looks_at, pairs_of, train, write
+from SAM2AssistLib.prompting.guidance import (
+    FLOOR,
+    GUIDANCE_FILE,
+    GUIDANCE_NAME,
+    MaskGuidance,
+    guided_attentions,
+    load_guidance,
+)
+from SAM2AssistLib.prompting.parts import add_part
+from SAM2AssistLib.training.guidance_training import decoded, guidance_loss, looks_at, pairs_of, train
 from SAM2AssistLib.training.self_prompt_scans import LabelledScan
 
 
@@ -106,7 +114,7 @@ def test_a_guidance_that_was_written_is_loaded_as_it_was(a_model, tmp_path):
     with torch.no_grad():
         guidance.bias_strengths.copy_(torch.tensor([0.5, -0.25, 2.0]))
     (tmp_path / "card.json").write_text('{"base_model": "mini"}')
-    write(tmp_path, guidance, {"dice": 0.5})
+    add_part(tmp_path, GUIDANCE_NAME, guidance, {"dice": 0.5})
     loaded = load_guidance(tmp_path, a_model.sam_mask_decoder)
     assert loaded is not None
     for name, tensor in guidance.state_dict().items():

@@ -354,10 +354,10 @@ def test_a_head_is_loaded_from_an_adapter_folder_refused_if_damaged_and_none_if_
     loaded = load_error_head(tmp_path, model)
     assert all(a.equal(b) for a, b in zip(loaded.state_dict().values(), head.state_dict().values(), strict=True))
     save_file(ErrorHead(channels_of(model) + 1).state_dict(), tmp_path / ERROR_HEAD_FILE)
-    with pytest.raises(ModelError, match="cannot be used with this model"):
+    with pytest.raises(ModelError, match="does not fit this model"):
         load_error_head(tmp_path, model)
     (tmp_path / ERROR_HEAD_FILE).write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="cannot be used with this model"):
+    with pytest.raises(ModelError, match="does not fit this model"):
         load_error_head(tmp_path, model)
 
 

@@ -17,14 +17,15 @@ from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.auto import auto_segment
 from SAM2AssistLib.prompting.body import body_view
+from SAM2AssistLib.prompting.parts import add_part
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
 from SAM2AssistLib.prompting.self_prompt import embedded_adapter, load_self_prompter
 from SAM2AssistLib.prompting.support import SupportCase, prepare_support
-from SAM2AssistLib.prompting.trunk import TRUNK_FILE, TrunkSense, load_trunk_sense, whole_looks
+from SAM2AssistLib.prompting.trunk import TRUNK_FILE, TRUNK_NAME, TrunkSense, load_trunk_sense, whole_looks
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures, read_features
 from SAM2AssistLib.training.phantoms import make_phantom
 from SAM2AssistLib.training.self_prompt_scans import LabelledScan, phantom_scan, training_scan
-from SAM2AssistLib.training.trunk_training import Seen, cropped, fit, judged_apart, thighs, write
+from SAM2AssistLib.training.trunk_training import Seen, cropped, fit, judged_apart, thighs
 from SAM2AssistLib.volume import CTVolume
 
 UNSEEN = (100_001, 100_002, 100_003)
@@ -173,7 +174,7 @@ def test_a_slice_is_described_whatever_its_size(grid):
 def test_a_sense_that_was_written_is_loaded_as_it_was(tmp_path):
     sense = TrunkSense(7)
     (tmp_path / "card.json").write_text('{"base_model": "mini"}')
-    write(tmp_path, sense, {"data": []})
+    add_part(tmp_path, TRUNK_NAME, sense, {"data": []})
     loaded = load_trunk_sense(tmp_path, 7)
     assert loaded is not None
     torch.testing.assert_close(loaded.state_dict(), sense.state_dict())
