@@ -35,6 +35,21 @@ class Rank(IntEnum):
     """It is soon done."""
 
 
+def pump_until_done(pump: Callable[[], bool], seconds: float) -> bool:
+    """Deliver until nothing is left to wait for; returns whether that came to pass in time.
+
+    Parameters
+    ----------
+    pump : delivers, and tells whether there is more to wait for.
+    """
+    until = time.perf_counter() + seconds
+    while pump():
+        if time.perf_counter() > until:
+            return False
+        time.sleep(0.001)
+    return True
+
+
 @dataclass(eq=False)
 class Task:
     """Something the worker does.
@@ -125,12 +140,7 @@ class Worker:
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Deliver until nothing is left to wait for, for scripts and tests; returns whether that came to pass."""
-        until = time.perf_counter() + seconds
-        while self.pump():
-            if time.perf_counter() > until:
-                return False
-            time.sleep(0.001)
-        return True
+        return pump_until_done(self.pump, seconds)
 
     def make_way(self, rank: Rank) -> str | None:
         """End what a task of a rank, about to be submitted, need not wait for.

@@ -10,12 +10,11 @@ This is what the Slicer module talks to; it runs without any window, too:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from SAM2AssistLib.engine.worker import Worker
+from SAM2AssistLib.engine.worker import Worker, pump_until_done
 from SAM2AssistLib.mrml.desk import Desk
 from SAM2AssistLib.mrml.listener import Listener
 from SAM2AssistLib.mrml.masking import AUTOMATIC, Rules
@@ -154,12 +153,7 @@ class Assistant:
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Deliver until all is done, for scripts and tests; returns whether that came to pass."""
-        until = time.perf_counter() + seconds
-        while self.pump():
-            if time.perf_counter() > until:
-                return False
-            time.sleep(0.001)
-        return True
+        return pump_until_done(self.pump, seconds)
 
     def close_workspaces(self) -> None:
         """Close all workspaces, as when the scene is closed."""

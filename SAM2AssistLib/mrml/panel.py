@@ -453,9 +453,12 @@ class Panel:
 
     def _follow_segment(self) -> None:
         """Let clicks go into the segment that is chosen now, not into the one before, nor into one that is deleted."""
-        if self._placing is None or self.segment_id() == self._placing_into:
+        if self._placing is None:
             return
-        if self.segment_id() is None:
+        chosen = self.segment_id()
+        if chosen == self._placing_into:
+            return
+        if chosen is None:
             self.stop_placing()
         else:
             self.start_placing(*self._placing)
