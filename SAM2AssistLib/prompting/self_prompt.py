@@ -13,6 +13,7 @@ from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapte
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.class_maps import ClassMaps
 from SAM2AssistLib.prompting.guidance import GUIDANCE_NAME, MaskGuidance, load_guidance
+from SAM2AssistLib.prompting.parts import read_part
 from SAM2AssistLib.prompting.trunk import TRUNK_NAME, TrunkSense, load_trunk_sense
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead
@@ -111,14 +112,14 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
         adapted = _with_adapter(engine, folder)
     known = tuple(settings["known"])
     head = VoxelPromptHead(tuple(settings["channels"]), len(known), int(settings["width"]))
-    _fill(head, folder)
+    read_part(head, folder / HEAD_FILE)
     classes = tuple(name for name in settings["classes"] if name in known)
     presence = {name: float(settings["presence"][name]) for name in classes}
     # What the card does not tell of was left behind by an adapter that was in the folder before.
     guidance = load_guidance(folder, adapted.model.sam_mask_decoder) if GUIDANCE_NAME in card else None
     trunk = load_trunk_sense(folder, head.channels[0]) if TRUNK_NAME in card else None
     least_ml = float(settings.get("least_ml", 0.0))
-    on_device = head.to(engine.model.device).eval()
+    on_device = head.to(engine.model.device)
     return SelfPrompter(adapted, on_device, known, classes, presence, least_ml, guidance, trunk)
 
 
@@ -147,17 +148,3 @@ def _with_adapter(engine: Engine, folder: Path) -> Engine:
     model = attach_adapter(load_base(engine.spec), folder, engine.spec)
     model = model.to(engine.model.device).eval().requires_grad_(False)
     return replace(engine, model=model, adapter=folder)
-
-
-def _fill(head: VoxelPromptHead, folder: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(folder / HEAD_FILE)
-        head.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"The self-prompt head in {folder} is damaged or does not fit; make it again.") from error
-    broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
-    if broken is not None:
-        raise ModelError(f"The self-prompt head in {folder} is damaged: {broken} is not finite; make it again.")
