@@ -53,11 +53,13 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/plane.py
   SAM2AssistLib/engine/products.py
   SAM2AssistLib/engine/propagation.py
+  SAM2AssistLib/engine/random_walk.py
   SAM2AssistLib/engine/refiner.py
   SAM2AssistLib/engine/relief.py
   SAM2AssistLib/engine/segment.py
   SAM2AssistLib/engine/self_prompted.py
   SAM2AssistLib/engine/session.py
+  SAM2AssistLib/engine/sharpening.py
   SAM2AssistLib/engine/split_qkv.py
   SAM2AssistLib/engine/stopping.py
   SAM2AssistLib/engine/store.py

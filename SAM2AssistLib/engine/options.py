@@ -39,6 +39,7 @@ class EngineOptions:
     meet_between: bool = True
     only_changed: bool = True
     refines: bool = True
+    sharpens: bool = True
     whole_voxels: bool = True
     drawn_prompts: bool | None = None
     carried_logits: bool | None = None
@@ -62,6 +63,7 @@ class EngineOptions:
             meet_between=False,
             only_changed=False,
             refines=False,
+            sharpens=False,
             whole_voxels=False,
             drawn_prompts=False,
             carried_logits=False,

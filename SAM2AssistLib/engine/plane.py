@@ -25,6 +25,7 @@ from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
+from SAM2AssistLib.engine.sharpening import sharpened
 from SAM2AssistLib.engine.tracker import Tracker
 from SAM2AssistLib.engine.views import View, cut, stretched_slice, uncut, whole_slice
 from SAM2AssistLib.volume import CTVolume, Window
@@ -62,6 +63,7 @@ class Plane:
         refiner: EdgeRefiner | None = None,
     ) -> None:
         rows, columns = (n for a, n in enumerate(volume.shape_kji) if a != axis)
+        self.volume, self.window = volume, window
         self.axis, self.slices, self.shape = axis, volume.shape_kji[axis], (rows, columns)
         self.spacing_mm, self.distance_mm = volume.slice_spacing(axis), volume.spacing_ijk[2 - axis]
         self.focus = Focus(self.shape, self.spacing_mm) if options.focus else None
@@ -97,7 +99,7 @@ class Plane:
         index = placed.index
         bases = findings.bases if index in findings.bases else {**findings.bases, index: findings.states.get(index)}
         asked = replace(findings, axis=self.axis, prompts=(*findings.prompts, placed), bases=bases)
-        return self.mask_of(asked, index, self.decode_last(asked, index))
+        return self.shown(asked, index, self.decode_last(asked, index))
 
     def _decode_next(
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], before: SliceState | None
@@ -113,6 +115,13 @@ class Plane:
         if prompts and prompts[-1].mask is not None:
             return prompts[-1].mask
         return np.zeros(self.shape, bool) if state is None else self.tracker.mask_of(state)
+
+    def shown(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
+        """Return the slice's mask as it is shown: `mask_of`, settled on the edges of the image."""
+        mask = self.mask_of(findings, index, state)
+        if not self.network.options.sharpens or state is None:
+            return mask
+        return dict(sharpened(self, findings.with_state(index, state), lambda _index: mask, [index])).get(index, mask)
 
     def probability_of(self, state: SliceState) -> np.ndarray:
         """Return how probable a state makes each pixel of its slice; float32 (rows, columns)."""

@@ -13,6 +13,7 @@ from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.segment import Gap, Segment, gaps
+from SAM2AssistLib.engine.sharpening import sharpen
 from SAM2AssistLib.engine.stopping import StopJudge
 from SAM2AssistLib.engine.tracker import Lane, Visit
 from SAM2AssistLib.overlap import dice
@@ -230,6 +231,15 @@ class Job:
         stale = frozenset() if finished else findings.stale
         record.findings = replace(findings, states=states, stale=stale)
 
+    def sharpen(self) -> None:
+        """Settle what has been visited on the edges of the image.
+
+        Prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
+        """
+        if self.options.sharpens:
+            visited = set(self.found) - {p.index for p in self.recorder.record.findings.prompts}
+            sharpen(self.plane, self.recorder, visited)
+
 
 class Propagation:
     """Some segments' jobs, run together.
@@ -245,19 +255,25 @@ class Propagation:
 
     def run(self) -> Iterator[Step]:
         """Visit slices until all lanes have ended, yielding a step for each."""
-        waiting = [(job, job.rounds()) for job in self.jobs]
-        running: dict[int, tuple[Job, list[Lane], Iterator[list[Lane]]]] = {}
-        for number, (job, rounds) in enumerate(waiting):
-            running[number] = (job, next(rounds, []), rounds)
+        running = [(job, rounds, next(rounds, [])) for job, rounds in ((job, job.rounds()) for job in self.jobs)]
         while running:
-            yield from self._lockstep([(job, lanes) for job, lanes, _ in running.values()])
-            for number, (job, lanes, rounds) in list(running.items()):
-                if all(lane.finished for lane in lanes):
-                    following = next(rounds, None)
-                    if following is None:
-                        del running[number]
-                    else:
-                        running[number] = (job, following, rounds)
+            last = None
+            for step in self._lockstep([(job, lanes) for job, _, lanes in running]):
+                if step.done == step.total:
+                    last = step  # who has been told of the last slice is to find everything finished
+                else:
+                    yield step
+            left = []
+            for job, rounds, lanes in running:
+                following = next(rounds, None) if all(lane.finished for lane in lanes) else lanes
+                if following is None:
+                    job.settle()
+                    job.sharpen()
+                else:
+                    left.append((job, rounds, following))
+            running = left
+            if last is not None:
+                yield last
 
     def _lockstep(self, work: list[tuple[Job, list[Lane]]]) -> Iterator[Step]:
         """Let every lane visit one slice; segments on the same axis share a batch."""

@@ -15,6 +15,7 @@ from SAM2AssistLib.engine.doubt import DoubtfulSlice, doubtful_slices
 from SAM2AssistLib.engine.history import Attempt, History, Recorder
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.segment import PlacedPrompt, Segment, SegmentRecord
+from SAM2AssistLib.engine.sharpening import sharpen
 from SAM2AssistLib.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class SelfPromptedSession:
     def _plane(self, axis: int) -> Plane:
         raise NotImplementedError
 
-    def _place(self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str) -> np.ndarray:
+    def _place(
+        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str, *, sharpen: bool = True
+    ) -> np.ndarray:
         raise NotImplementedError
 
     def _interrupt(self) -> None:
@@ -118,7 +121,7 @@ class SelfPromptedSession:
         settled = record.findings.axis
         if settled not in (None, axis):
             raise InputError(f"{segment.name!r} travels along {_AXIS_WORDS[settled or 0]}; prompt it on those slices.")
-        return self._place(record, axis, prompts, "template")
+        return self._place(record, axis, prompts, "template", sharpen=False)
 
     def new_prompt_id(self) -> int:
         """Return a number that no prompt of this session has."""
@@ -136,6 +139,18 @@ class SelfPromptedSession:
         record = self._record(segment)
         with self._recording("blend", record) as recorder:
             blend(self._plane(self.segment_axis(segment)), recorder, opinions, weight)
+
+    def sharpen(self, segment: Segment) -> None:
+        """Settle all that has been found of a segment on the edges of the image, prompted slices too; a step of undo.
+
+        Nothing changes if the engine's options say so.
+        """
+        self._interrupt()
+        record = self._record(segment)
+        plane = self._plane(self.segment_axis(segment))
+        if plane.network.options.sharpens:
+            with self._recording("sharpen", record) as recorder:
+                sharpen(plane, recorder, record.findings.states)
 
     def settle_conflicts(self, segments: Sequence[Segment]) -> int:
         """Give each voxel that several segments claim to the one that is surest of it; one step of undo.

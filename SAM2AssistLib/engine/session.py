@@ -326,11 +326,13 @@ class Session(SelfPromptedSession):
             if not new.on(index):
                 new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})
             record.findings = new.with_state(index, state)
-            recorder.write(axis, index, self._plane(axis).mask_of(new, index, state))
+            recorder.write(axis, index, self._plane(axis).shown(new, index, state))
 
     # Propagation
 
-    def propagate(self, segments: Sequence[Segment] | None = None) -> Generator[Step, None, None]:
+    def propagate(
+        self, segments: Sequence[Segment] | None = None, *, sharpen: bool = True
+    ) -> Generator[Step, None, None]:
         """Carry segments from their prompted slices through the volume.
 
         Only what prompts have made stale is visited. The generator may be left at any time, or told to end with
@@ -340,6 +342,7 @@ class Session(SelfPromptedSession):
         Parameters
         ----------
         segments : all that have prompts, if not given.
+        sharpen : whether masks settle on the edges of the image in the end, if the engine's options allow it.
 
         Yields
         ------
@@ -353,11 +356,11 @@ class Session(SelfPromptedSession):
         chosen = [r for r in records if r.findings.prompts and (r.findings.stale or fresh)]
         recorders = [Recorder(f"propagate {r.handle.name}", r) for r in chosen]
         self._cancelled = False
-        self._running = self._propagate(recorders)
+        self._running = self._propagate(recorders, sharpen=sharpen)
         return self._running
 
-    def _propagate(self, recorders: list[Recorder]) -> Generator[Step, None, None]:
-        options = self.engine.options
+    def _propagate(self, recorders: list[Recorder], *, sharpen: bool) -> Generator[Step, None, None]:
+        options = replace(self.engine.options, sharpens=sharpen and self.engine.options.sharpens)
         run = Propagation([Job(r, self._plane(self.segment_axis(r.record.handle)), options) for r in recorders])
         try:
             for step in run.run():
@@ -423,7 +426,9 @@ class Session(SelfPromptedSession):
             f"slices along {_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
         )
 
-    def _place(self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str) -> np.ndarray:
+    def _place(
+        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str, *, sharpen: bool = True
+    ) -> np.ndarray:
         self._interrupt()
         index = placed[0].index
         with self._recording(title, record) as recorder:
@@ -433,7 +438,7 @@ class Session(SelfPromptedSession):
             plane = self._plane(axis)
             state = plane.decode_last(new, index)
             record.findings = new.with_state(index, state)
-            mask = plane.mask_of(new, index, state)
+            mask = plane.shown(new, index, state) if sharpen else plane.mask_of(new, index, state)
             recorder.write(axis, index, mask)
         return mask.copy()
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
-from SAM2AssistLib.mrml.journal import KnownMask, Mark, unpacked
+from SAM2AssistLib.mrml.journal import KnownMask, Mark, packed, unpacked
 from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 from SAM2AssistLib.volume import CTVolume
@@ -186,7 +186,7 @@ class Desk:
         except BaseException:
             self._take_back(mark)
             raise
-        yield from self._patches(mark, set())
+        yield from self._patches(mark, {})
         yield self._confidence(segment_id)
 
     def propagate(self, segment_ids: Sequence[str] | None = None) -> Iterator[Patch | Progress | Confidence | Note]:
@@ -195,11 +195,12 @@ class Desk:
         session, mark = self.session, self.mark
         known = {segment.id: key for key, segment in self._present().items()}
         chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
-        sent: set[tuple[int, int, int]] = set()
+        sent: dict[tuple[int, int, int], bytes] = {}
         with closing(session.propagate(chosen)) as steps:  # left half-way, what is finished is a step of undo at once
             for step in steps:
-                sent.add((step.segment.id, step.axis, step.index))
-                yield self._patch(known[step.segment.id], step.segment, step.axis, step.index)
+                patch = self._patch(known[step.segment.id], step.segment, step.axis, step.index)
+                sent[step.segment.id, step.axis, step.index] = packed(patch.mask)
+                yield patch
                 yield Progress(step.done, step.total)  # whoever leaves here has been given what is finished
         yield from self._patches(mark, sent)
         for segment in chosen:
@@ -243,7 +244,7 @@ class Desk:
                     yield self._patch(segment_id, found.segment, found.axis, found.index)
             if found.verdicts:
                 yield Verdicts({verdict.name: verdict.present for verdict in found.verdicts})
-        yield from self._patches(mark, set())
+        yield from self._patches(mark, {})
         yield self._standing()
         for segment_id in wanted.values():
             if segment_id in self._present():
@@ -411,12 +412,15 @@ class Desk:
         new: list[PlacedPrompt] = [p for p in session.prompts(segment) if p.id not in before]
         self._gesture_of.update({prompt.id: gesture for prompt in new})
 
-    def _patches(self, mark: Mark, sent: set[tuple[int, int, int]]) -> Iterator[Patch]:
-        """Yield the slices that changed after a mark and have not been sent."""
+    def _patches(self, mark: Mark, sent: Mapping[tuple[int, int, int], bytes]) -> Iterator[Patch]:
+        """Yield the slices that changed after a mark, unless they were sent as they are now."""
         by_number = {segment.id: (key, segment) for key, segment in self._present().items()}
-        for number, axis, index in sorted(self.session.history.changed_since(mark.number) - sent):
+        for place in sorted(self.session.history.changed_since(mark.number) | set(sent)):
+            number, axis, index = place
             if number in by_number:
-                yield self._patch(*by_number[number], axis, index)
+                patch = self._patch(*by_number[number], axis, index)
+                if sent.get(place) != packed(patch.mask):
+                    yield patch
 
     def _patch(self, segment_id: str, segment: Segment, axis: int, index: int) -> Patch:
         mask = self.session.mask_view(segment)

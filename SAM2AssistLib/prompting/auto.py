@@ -331,13 +331,15 @@ class _Run:
         segments = [segment for segment, *_ in self.found.values()]
         if not segments or self.stopped:
             return
-        with closing(self.session.propagate(segments)) as steps:
+        with closing(self.session.propagate(segments, sharpen=False)) as steps:
             for step in steps:
                 yield AutoStep("propagation", step.done, step.total, step.segment, step.axis, step.index)
                 if self._asked_to_stop():
                     self.session.cancel()
         if not self.stopped and self.options.map_weight > 0:
             self._blend()
+        for segment in segments:
+            self.session.sharpen(segment)
         self.session.settle_conflicts(segments)
 
     def _blend(self) -> None:

@@ -162,7 +162,7 @@ def _try(
     prompt = PlacedPrompt(session.new_prompt_id(), slice_.index, np.array([point], float), np.array([int(positive)]))
     with session.attempt() as attempt:
         session.place_template(segment, slice_.axis, [prompt])
-        for _ in session.propagate([segment]):
+        for _ in session.propagate([segment], sharpen=False):
             pass
         gain = _gain(before, session.confidence(segment))
         if gain >= options.least_gain:

@@ -30,6 +30,15 @@ def an_engine():
     return load_engine("mini", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def a_bare_engine():
+    """The embedded model, its masks as the network draws them."""
+    from SAM2AssistLib.engine.loading import load_engine
+    from SAM2AssistLib.engine.options import EngineOptions
+
+    return load_engine("mini", device="cpu", options=EngineOptions(sharpens=False))
+
+
 @pytest.fixture
 def a_session(an_engine, a_phantom):
     """A session of the embedded model on the phantom."""
@@ -57,13 +66,18 @@ def a_quick_model():
 
 @pytest.fixture(scope="session")
 def quick_engine(a_quick_model):
-    """Make an engine of the quick model; keyword arguments are engine options."""
+    """Make an engine of the quick model; keyword arguments are engine options.
+
+    Its weights are random, so that its masks have nothing to settle on: what is looked at is how they travel.
+    """
     from SAM2AssistLib.engine.catalogue import find_model
     from SAM2AssistLib.engine.loading import engine_for
     from SAM2AssistLib.engine.options import EngineOptions
 
     def make(**options):
-        return engine_for(a_quick_model, find_model("mini"), EngineOptions(**{"stop_rules": False, **options}))
+        return engine_for(
+            a_quick_model, find_model("mini"), EngineOptions(**{"stop_rules": False, "sharpens": False, **options})
+        )
 
     return make
 

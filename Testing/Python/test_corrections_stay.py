@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from SAM2AssistLib import CTVolume, load_engine
+from SAM2AssistLib import CTVolume
 from SAM2AssistLib.engine.blending import SliceOpinion
 from SAM2AssistLib.engine.views import View
 from SAM2AssistLib.overlap import dice
@@ -14,14 +14,13 @@ from SAM2AssistLib.prompts import BoxPrompt
 
 
 @pytest.fixture
-def columns():
+def columns(a_bare_engine):
     """Two round columns in fat; a box around the first, on the middle slice."""
     rows, cols = np.ogrid[:96, :96]
     column = (rows - 48) ** 2 + (cols - 44) ** 2 < 15**2
     array = np.where(column, 110.0, -100.0) + np.random.default_rng(0).normal(0, 8, (31, 96, 96))
     volume = CTVolume.from_array(array.astype(np.int16), (2.0, 2.0, 3.0), np.diag([2.0, 2.0, 3.0, 1.0]))
-    engine = load_engine("mini", device="cpu")
-    with engine.open(volume) as session:
+    with a_bare_engine.open(volume) as session:
         segment = session.add_segment("column")
         session.place_box(segment, BoxPrompt((29.0, 33.0, 15.0), (59.0, 63.0, 15.0), 0))
         list(session.propagate())

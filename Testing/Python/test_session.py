@@ -382,9 +382,9 @@ SCENES = {
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("name", SCENES)
-def test_clicks_land_where_they_should_in_every_geometry(an_engine, name, which):
+def test_clicks_land_where_they_should_in_every_geometry(a_bare_engine, name, which):
     scene = SCENES[name]
-    with an_engine.open(scene.volume) as session:
+    with a_bare_engine.open(scene.volume) as session:
         segment = session.add_segment("ball")
         clicked, other = scene.centres_kji[[which, 1 - which]]
         shown = click(session, segment, clicked)

@@ -1,0 +1,310 @@
+"""Masks settle on the edges of the image once they have been propagated, and at once on a slice that is clicked.
+
+See `random_walk` for the method. The network's own states are left as they are: what it remembers, and what it is asked
+next, does not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's usual name
+
+from SAM2AssistLib.engine.random_walk import (
+    FIXED,
+    GREY_WEIGHT,
+    INSIDE,
+    OUTSIDE,
+    PRIOR_LIMIT,
+    PRIOR_WEIGHT,
+    grey_bins,
+    grey_odds,
+    passages,
+    walk,
+)
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
+from SAM2AssistLib.engine.views import uncut
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.history import Recorder
+    from SAM2AssistLib.engine.plane import Plane
+
+Mask = NDArray[np.bool_]
+
+ROOM_MM = 15.0
+"""How far beyond the masks and prompts of a segment a mask may grow in-plane."""
+CLICK_MM = 3.0
+"""Radius of the ball around a click that is certain, as far as it looks like the clicked voxel."""
+ALIKE = 0.25
+"""How much its grey value may differ, of a window of 1."""
+BOX_SLACK = 0.1
+"""Share of a box's side, besides one pixel, by which an object may exceed it: people draw boxes too tight as well."""
+COARSE_VOXELS, FINE_VOXELS = 400_000, 1_500_000
+"""Unknowns of one system. What has more is thinned in-plane first, and then solved once more in slabs of slices."""
+COARSE_STEPS, FINE_STEPS = 120, 12
+COARSE_TOLERANCE, FINE_TOLERANCE = 1e-3, 3e-2
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Slices and pixels that are looked at; everything is in the plane's axes."""
+
+    first: int
+    last: int
+    rows: slice
+    columns: slice
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+
+def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> None:
+    """Settle slices of a segment in place; see `sharpened`."""
+    record = recorder.record
+    for index, mask in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices):
+        recorder.write(plane.axis, index, mask)
+
+
+def sharpened(
+    plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], indices: Collection[int]
+) -> Iterator[tuple[int, Mask]]:
+    """Settle slices of a segment on the edges of the image.
+
+    Parameters
+    ----------
+    plane : the slices.
+    findings : states and prompts of the segment.
+    mask_of : gives the segment's present mask (rows, columns) of a slice.
+    indices : of the slices that may change; those among them that a user has drawn, or that no prompt or propagation
+        has reached, stay as they are.
+
+    Yields
+    ------
+    Index and new mask (rows, columns) of each slice that changes.
+    """
+    free = {k for k in indices if k in findings.states and not _drawn(findings, k)}
+    if not free:
+        return
+    # A single slice is settled by itself: what its neighbours show may be what the click is to correct.
+    beside = 1 if len(indices) > 1 else 0
+    first, last = max(0, min(free) - beside), min(plane.slices - 1, max(free) + beside)
+    region = _region(plane, findings, mask_of, first, last)
+    if region is None:
+        return
+    yield from _Walker(plane, findings, mask_of, free, region).run()
+
+
+def _drawn(findings: Findings, index: int) -> bool:
+    prompts = findings.on(index)
+    return bool(prompts) and prompts[-1].mask is not None
+
+
+def _region(plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], first: int, last: int) -> _Region | None:
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for k in range(first, last + 1):
+        mask = mask_of(k)
+        rows = np.flatnonzero(mask.any(axis=1))
+        if len(rows):
+            columns = np.flatnonzero(mask.any(axis=0))
+            low = np.minimum(low, (rows[0], columns[0]))
+            high = np.maximum(high, (rows[-1], columns[-1]))
+    placed = [p.points for p in findings.prompts if first <= p.index <= last and (p.is_box or p.says_present)]
+    if placed:
+        low = np.minimum(low, np.concatenate(placed).min(axis=0))
+        high = np.maximum(high, np.concatenate(placed).max(axis=0))
+    if not np.isfinite(low).all():
+        return None
+    room = ROOM_MM / np.array(plane.spacing_mm)
+    low = np.maximum(np.floor(low - room), 0).astype(int)
+    high = np.minimum(np.ceil(high + room) + 1, plane.shape).astype(int)
+    return _Region(first, last, slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
+
+
+@dataclass(eq=False)
+class _Parts:
+    """What one system is made of; all (k, j, i)."""
+
+    image: Tensor
+    odds: Tensor
+    seeds: Tensor
+
+
+class _Walker:
+    def __init__(
+        self,
+        plane: Plane,
+        findings: Findings,
+        mask_of: Callable[[int], Mask],
+        free: Collection[int],
+        region: _Region,
+    ) -> None:
+        self.plane, self.findings, self.mask_of, self.free, self.region = plane, findings, mask_of, free, region
+        self.slices = range(region.first, region.last + 1)
+        self.device = plane.network.device
+        rows, columns = region.size
+        self.step = max(1, int(np.ceil(np.sqrt(len(self.slices) * rows * columns / COARSE_VOXELS))))
+        self.clicked = [
+            (p, self._grey(p.index)[tuple(np.clip(np.rint(p.points[0]).astype(int), 0, np.array(plane.shape) - 1))])
+            for p in findings.prompts
+            if not p.is_box and p.mask is None
+        ]
+
+    def run(self) -> Iterator[tuple[int, Mask]]:
+        """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
+        coarse = self._parts(self.slices, self.step)
+        spacing = self._spacing(self.step)
+        greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
+        target, force = self._wish(coarse, greys)
+        ways = self._ways(self.slices, coarse.image, spacing)
+        found = walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
+        if self.step == 1:
+            yield from self._changed(self.slices, found, coarse.seeds)
+            return
+        rows, columns = self.region.size
+        depth = max(1, FINE_VOXELS // (rows * columns))
+        for begin in range(self.region.first, self.region.last + 1, depth):
+            slab = range(max(self.region.first, begin - 1), min(self.region.last, begin + depth) + 1)
+            yield from self._settled(slab, range(begin, min(self.region.last + 1, begin + depth)), found, greys)
+
+    def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[tuple[int, Mask]]:
+        """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
+        parts = self._parts(slab, 1)
+        start = self._enlarged(coarse[slab.start - self.region.first : slab.stop - self.region.first])
+        target, force = self._wish(parts, greys)
+        for place, k in enumerate(slab):
+            if k not in inner:
+                target[place], force[place] = start[place], FIXED
+        ways = self._ways(slab, parts.image, self._spacing(1))
+        found = walk(ways, target, force, start, steps=FINE_STEPS, tolerance=FINE_TOLERANCE)
+        begin, end = inner.start - slab.start, inner.stop - slab.start
+        yield from self._changed(inner, found[begin:end], parts.seeds[begin:end])
+
+    def _ways(self, indices: range, image: Tensor, spacing: tuple[float, float, float]) -> list[Tensor]:
+        """Return the passages; there are none to a slice that is empty for good, for a segment may end beside it."""
+        ways = passages(image, spacing)
+        for place, k in enumerate(indices):
+            if k not in self.free and not self.mask_of(k).any():
+                ways[0][max(0, place - 1) : place + 1] = 0
+        return ways
+
+    def _wish(self, parts: _Parts, greys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where each voxel is drawn to, and how strongly."""
+        target = (parts.odds + greys[grey_bins(parts.image)]).sigmoid_()
+        target[parts.seeds == INSIDE], target[parts.seeds == OUTSIDE] = 1.0, 0.0
+        return target, torch.where(parts.seeds > 0, FIXED, PRIOR_WEIGHT)
+
+    def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[tuple[int, Mask]]:
+        inside = ((found > 0.5) & (seeds != OUTSIDE) | (seeds == INSIDE)).cpu().numpy()
+        for k, settled in zip(indices, inside, strict=True):
+            if k not in self.free:
+                continue
+            mask = self.mask_of(k)
+            if (mask[self.region.rows, self.region.columns] != settled).any():
+                new = mask.copy()
+                new[self.region.rows, self.region.columns] = settled
+                yield k, new
+
+    def _parts(self, indices: range, step: int) -> _Parts:
+        """Collect slices, thinned by a step in-plane."""
+        images, odds, seeds = [], [], []
+        for k in indices:
+            grey, said, sown = self._slice(k)
+            images.append(_thinned(grey, step))
+            odds.append(_thinned(said, step))
+            seeds.append(_thinned_seeds(sown, step))
+        return _Parts(torch.stack(images), torch.stack(odds), torch.stack(seeds))
+
+    def _slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return grey values, the network's log odds, and seeds of a slice's region."""
+        region = self.region
+        grey = torch.from_numpy(self._grey(index)[region.rows, region.columns]).to(self.device)
+        odds = torch.full(region.size, -PRIOR_LIMIT, device=self.device)
+        if index not in self.free:
+            mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
+            return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
+        state = self.findings.states[index]
+        values, inside = uncut(state.logits, state.view, self.plane.shape)
+        whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)
+        whole[inside] = values
+        odds = torch.from_numpy(whole[region.rows, region.columns]).to(self.device).clamp_(-PRIOR_LIMIT, PRIOR_LIMIT)
+        return grey, odds, torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
+
+    def _sown(self, index: int) -> NDArray[np.int8]:
+        """Return what the prompts make certain on a slice; the newest has the last word."""
+        seeds = np.zeros(self.plane.shape, np.int8)
+        boxes = [p for p in self.findings.on(index) if p.is_box]
+        if boxes:
+            seeds[...] = OUTSIDE
+            for box in boxes:
+                seeds[_loosened(box, self.plane.shape)] = 0
+        limits = self.findings.limits
+        if limits is not None and not limits[0] <= index <= limits[1]:
+            seeds[...] = OUTSIDE
+        grey = None
+        for click, clicked in self.clicked:
+            away = abs(index - click.index) * self.plane.distance_mm
+            if away > CLICK_MM:
+                continue
+            grey = self._grey(index) if grey is None else grey
+            ball, part = _disc(click.points[0], np.sqrt(CLICK_MM**2 - away**2), self.plane)
+            seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = INSIDE if click.says_present else OUTSIDE
+            if not away:
+                place = np.clip(np.rint(click.points[0]).astype(int), 0, np.array(self.plane.shape) - 1)
+                seeds[tuple(place)] = INSIDE if click.says_present else OUTSIDE
+        return seeds
+
+    def _grey(self, index: int) -> NDArray[np.float32]:
+        return self.plane.window.apply(self.plane.volume.slice_hu(self.plane.axis, index))
+
+    def _spacing(self, step: int) -> tuple[float, float, float]:
+        row, column = self.plane.spacing_mm
+        return self.plane.distance_mm, row * step, column * step
+
+    def _enlarged(self, coarse: Tensor) -> Tensor:
+        rows, columns = self.region.size
+        size = (coarse.shape[1] * self.step, coarse.shape[2] * self.step)
+        return F.interpolate(coarse[:, None], size=size, mode="bilinear", align_corners=False)[:, 0, :rows, :columns]
+
+
+def _thinned(values: Tensor, step: int) -> Tensor:
+    if step == 1:
+        return values
+    # Cells at the rim hold fewer pixels, of which they are the mean.
+    return F.avg_pool2d(values[None, None], step, ceil_mode=True, count_include_pad=False)[0, 0]
+
+
+def _thinned_seeds(seeds: Tensor, step: int) -> Tensor:
+    if step == 1:
+        return seeds
+    inside = F.max_pool2d((seeds == INSIDE).float()[None, None], step, ceil_mode=True)[0, 0] > 0
+    outside = _thinned((seeds == OUTSIDE).float(), step) > 0.5
+    return torch.where(inside, INSIDE, torch.where(outside, OUTSIDE, 0)).to(torch.int8)
+
+
+def _loosened(box: PlacedPrompt, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the pixels of a box and of some around it."""
+    low, high = box.points.min(axis=0), box.points.max(axis=0)
+    slack = BOX_SLACK * (high - low) + 1
+    low, high = np.maximum(np.floor(low - slack), 0).astype(int), np.ceil(high + slack).astype(int) + 1
+    return slice(int(low[0]), min(int(high[0]), shape[0])), slice(int(low[1]), min(int(high[1]), shape[1]))
+
+
+def _disc(centre: np.ndarray, radius_mm: float, plane: Plane) -> tuple[Mask, tuple[slice, slice]]:
+    """Return a disc, and the pixels that its array covers."""
+    part = []
+    for c, n, s in zip(centre, plane.shape, plane.spacing_mm, strict=True):
+        part.append(
+            slice(max(0, int(np.ceil(c - radius_mm / s))), max(0, min(n, int(np.floor(c + radius_mm / s)) + 1)))
+        )
+    rows, columns = np.ogrid[part[0], part[1]]
+    row_mm, column_mm = (rows - centre[0]) * plane.spacing_mm[0], (columns - centre[1]) * plane.spacing_mm[1]
+    return row_mm**2 + column_mm**2 <= radius_mm**2, (part[0], part[1])

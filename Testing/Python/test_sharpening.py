@@ -1,0 +1,226 @@
+"""Masks settle on the edges of the image after a prompt and after a propagation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from blobs import BLOB_HU, click, draw_box, two_blobs
+from mrml_scene import box
+
+from SAM2AssistLib import CTVolume
+from SAM2AssistLib.engine import sharpening
+from SAM2AssistLib.overlap import dice
+from SAM2AssistLib.prompts import PointPrompt
+
+SPACING = (1.0, 1.0, 3.0)
+
+
+def a_bar(shape=(9, 96, 96)) -> tuple[CTVolume, np.ndarray]:
+    """An oblique bar, six pixels wide, in noisy soft tissue; thinner than a cell of the network's grid."""
+    k, j, i = np.indices(shape)
+    bar = (abs(j - 48 - (k - 4) * 2) <= 3) & (abs(i - 48) <= 14)
+    hu = np.where(bar, 300, 40) + np.random.default_rng(3).normal(0, 12, shape)
+    hu[:, 0] = -1000
+    return CTVolume.from_array(hu.astype(np.int16), SPACING, np.diag([*SPACING, 1.0])), bar
+
+
+def boxed(session, bar, k=4):
+    rows, columns = np.nonzero(bar[k])
+    segment = session.add_segment("bar")
+    return segment, draw_box(session, segment, (k, rows.min(), columns.min()), (k, rows.max(), columns.max()))
+
+
+def run(session, **how) -> None:
+    for _ in session.propagate(**how):
+        pass
+
+
+@pytest.fixture
+def bar_session(an_engine):
+    volume, bar = a_bar()
+    with an_engine.open(volume) as session:
+        yield session, bar
+
+
+def test_a_thin_bar_is_found_to_its_edges_which_the_network_alone_does_not(bar_session, a_bare_engine):
+    session, bar = bar_session
+    segment, shown = boxed(session, bar)
+    assert dice(shown, bar[4]) > 0.95
+    run(session)
+    sharp = dice(session.mask(segment), bar)
+    with a_bare_engine.open(session.volume) as bare:
+        alone, _ = boxed(bare, bar)
+        run(bare)
+        assert sharp > dice(bare.mask(alone), bar)
+    assert sharp > 0.8
+
+
+def test_a_propagation_leaves_prompted_slices_as_they_were_shown(bar_session):
+    session, bar = bar_session
+    segment, shown = boxed(session, bar)
+    run(session)
+    assert np.array_equal(session.mask(segment)[4], shown)
+
+
+def test_nothing_settles_unless_asked_for(bar_session, a_bare_engine):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session, sharpen=False)
+    with a_bare_engine.open(session.volume) as bare:
+        alone, _ = boxed(bare, bar)
+        run(bare)
+        others = [k for k in range(9) if k != 4]
+        assert np.array_equal(session.mask(segment)[others], bare.mask(alone)[others])
+
+
+def test_what_was_left_early_has_not_settled_and_one_undo_takes_it_back(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    before = session.mask(segment)
+    for step in session.propagate():
+        if step.done == 2:
+            break
+    assert session.undo() == "propagate"
+    assert np.array_equal(session.mask(segment), before)
+
+
+def test_undo_and_redo_restore_settled_masks_exactly(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    before = session.mask(segment)
+    run(session)
+    after = session.mask(segment)
+    assert not np.array_equal(before, after)
+    session.undo()
+    assert np.array_equal(session.mask(segment), before)
+    session.redo()
+    assert np.array_equal(session.mask(segment), after)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize(
+    "directions",
+    [None, np.diag([1, 1, -1]), np.diag([-1, -1, 1]), np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]])],
+    ids=["straight", "left-handed", "flipped", "sagittal"],
+)
+def test_a_click_is_taken_at_its_word_in_every_geometry(an_engine, directions, positive):
+    scene = two_blobs((6, 48, 96), (2.0, 2.0, 5.0), directions)
+    clicked = scene.centres_kji[0].astype(int)
+    with an_engine.open(scene.volume) as session:
+        segment = session.add_segment("ball")
+        if not positive:
+            draw_box(session, segment, (clicked[0], 0, 0), (clicked[0], 47, 95))
+        shown = click(session, segment, clicked, positive=positive)
+        run(session)
+        for mask in (shown, session.mask(segment)[clicked[0]]):
+            assert mask[tuple(clicked[1:])] == positive
+
+
+def test_a_box_keeps_out_what_looks_the_same_outside_of_it(an_engine):
+    scene = two_blobs((6, 72, 72), (2.0, 2.0, 5.0))
+    (k, j, i), other = scene.centres_kji.astype(int)
+    blobs = scene.volume.array[k] == BLOB_HU
+    mine = blobs & (abs(np.arange(72) - i) < abs(np.arange(72) - other[2]))
+    rows, columns = np.nonzero(mine)
+    with an_engine.open(scene.volume) as session:
+        segment = session.add_segment("ball")
+        shown = draw_box(session, segment, (k, rows.min(), columns.min()), (k, rows.max(), columns.max()))
+        assert dice(shown, mine) > 0.97
+        run(session)
+        assert not session.mask(segment)[k][tuple(other[1:])]
+
+
+def test_a_slice_that_was_drawn_stays_as_it_was_drawn(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session)
+    drawn = np.zeros(bar.shape[1:], bool)
+    drawn[40:44, 40:44] = True
+    session.add_mask(segment, 6, drawn)
+    run(session)
+    assert np.array_equal(session.mask(segment)[6], drawn)
+
+
+def test_a_preview_shows_what_the_click_will_give(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session)
+    point = PointPrompt((60.0, 50.0, 5.0), positive=True)
+    shown = session.preview_point(segment, point)
+    assert np.array_equal(session.place_point(segment, point), shown)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 20])
+def test_what_is_large_is_solved_thinned_and_then_in_slabs_with_nearly_the_same_result(
+    bar_session, an_engine, monkeypatch, depth
+):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session)
+    at_once = session.mask(segment)
+    monkeypatch.setattr(sharpening, "COARSE_VOXELS", 5000)
+    monkeypatch.setattr(sharpening, "FINE_VOXELS", depth * 3000)
+    with an_engine.open(session.volume) as small:
+        again, _ = boxed(small, bar)
+        run(small)
+        in_slabs = small.mask(again)
+    assert dice(in_slabs, at_once) > 0.95
+
+
+def test_settling_all_of_a_segment_is_one_step_of_undo(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session, sharpen=False)
+    before = session.mask(segment)
+    session.sharpen(segment)
+    assert dice(session.mask(segment), bar) > dice(before, bar)
+    assert session.undo() == "sharpen"
+    assert np.array_equal(session.mask(segment), before)
+
+
+def test_a_segment_without_prompts_has_nothing_to_settle(bar_session):
+    session, _ = bar_session
+    segment = session.add_segment("nothing yet")
+    session.sharpen(segment)
+    assert not session.mask(segment).any()
+
+
+def test_along_another_axis_masks_settle_as_well(an_engine):
+    volume, bar = a_bar((48, 64, 64))
+    k, j, i = (int(c) for c in np.argwhere(bar).mean(axis=0).round())
+    rows, columns = np.nonzero(bar[:, :, i])
+    with an_engine.open(volume, axis=2) as session:
+        segment = session.add_segment("bar")
+        shown = draw_box(session, segment, (rows.min(), columns.min(), i), (rows.max(), columns.max(), i))
+        assert bar[k, j, i]
+        assert shown[k, j]
+        run(session)
+        assert session.mask(segment)[k, j, i]
+
+
+def test_a_volume_of_one_slice_settles(an_engine):
+    volume, bar = a_bar()
+    flat = CTVolume.from_array(volume.array[4:5], SPACING, np.diag([*SPACING, 1.0]))
+    with an_engine.open(flat) as session:
+        segment, shown = boxed(session, bar[4:5], k=0)
+        run(session)
+        assert dice(session.mask(segment)[0], bar[4]) > 0.95
+        assert np.array_equal(session.mask(segment)[0], shown)
+
+
+def test_a_window_is_told_again_of_slices_that_settled_after_it_had_been_told(an_engine):
+    from SAM2AssistLib.mrml.desk import Desk, Patch
+
+    volume, bar = a_bar()
+    rows, columns = np.nonzero(bar[4])
+    drawn = box(volume, (4, rows.min(), columns.min()), (4, rows.max(), columns.max()))
+    desk = Desk(volume, 0, lambda: an_engine, lambda: volume)
+    shown, told = np.zeros_like(bar), []
+    for work in (desk.sync("bar", "bar", [drawn]), desk.propagate()):
+        for report in work:
+            if isinstance(report, Patch):
+                shown[report.index] = report.mask
+                told.append(report.index)
+    (segment,) = desk.session.segments
+    assert np.array_equal(shown, desk.session.mask(segment))
+    assert len(told) > len(set(told))
