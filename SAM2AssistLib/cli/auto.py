@@ -40,6 +40,7 @@ STAGES = {
     "search": "Looking for the classes",
     "prompts": "Prompting",
     "propagation": "Propagating",
+    "edges": "Settling on edges",
     "corrections": "Correcting",
     "done": "Done",
 }

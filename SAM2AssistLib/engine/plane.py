@@ -25,7 +25,7 @@ from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
-from SAM2AssistLib.engine.sharpening import sharpened
+from SAM2AssistLib.engine.sharpening import sharpened_slice
 from SAM2AssistLib.engine.tracker import Tracker
 from SAM2AssistLib.engine.views import View, cut, stretched_slice, uncut, whole_slice
 from SAM2AssistLib.volume import CTVolume, Window
@@ -121,7 +121,7 @@ class Plane:
         mask = self.mask_of(findings, index, state)
         if not self.network.options.sharpens or state is None:
             return mask
-        return dict(sharpened(self, findings.with_state(index, state), lambda _index: mask, [index])).get(index, mask)
+        return sharpened_slice(self, findings.with_state(index, state), index, mask)
 
     def probability_of(self, state: SliceState) -> np.ndarray:
         """Return how probable a state makes each pixel of its slice; float32 (rows, columns)."""

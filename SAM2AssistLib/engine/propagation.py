@@ -56,6 +56,7 @@ class Job:
     found : states of the visited slices.
     seen : the same as the lanes have seen them, before what was there earlier had its say.
     all_begun : whether the last of the rounds has begun.
+    sharp : whether what was found has settled on the edges of the image.
     """
 
     recorder: Recorder
@@ -66,6 +67,7 @@ class Job:
     found: dict[int, SliceState] = field(default_factory=dict)
     seen: dict[int, SliceState] = field(default_factory=dict)
     all_begun: bool = False
+    sharp: bool = False
 
     def __post_init__(self) -> None:
         findings = self.recorder.record.findings
@@ -229,16 +231,22 @@ class Job:
                 states.pop(index, None)
                 self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale
-        record.findings = replace(findings, states=states, stale=stale)
+        unsettled = findings.unsettled
+        if self.options.sharpens and not self.sharp:
+            unsettled |= set(self.found)
+        record.findings = replace(findings, states=states, stale=stale, unsettled=unsettled)
 
-    def sharpen(self) -> None:
-        """Settle what has been visited on the edges of the image.
+    def sharpen(self) -> Iterator[None]:
+        """Settle what has been visited on the edges of the image; may be left whenever it yields, and done later.
 
         Prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
         """
-        if self.options.sharpens:
-            visited = set(self.found) - {p.index for p in self.recorder.record.findings.prompts}
-            sharpen(self.plane, self.recorder, visited)
+        if not self.options.sharpens:
+            return
+        record = self.recorder.record
+        yield from sharpen(self.plane, self.recorder, record.findings.unsettled - set(record.findings.conditioning))
+        record.findings = replace(record.findings, unsettled=frozenset())
+        self.sharp = True
 
 
 class Propagation:
@@ -254,23 +262,30 @@ class Propagation:
         self._done = 0
 
     def run(self) -> Iterator[Step]:
-        """Visit slices until all lanes have ended, yielding a step for each."""
+        """Visit slices until all lanes have ended, yielding a step for each.
+
+        While masks settle on edges, steps that have been told are told again: whoever has had enough can leave there.
+        """
         running = [(job, rounds, next(rounds, [])) for job, rounds in ((job, job.rounds()) for job in self.jobs)]
+        told: Step | None = None
         while running:
             last = None
             for step in self._lockstep([(job, lanes) for job, _, lanes in running]):
                 if step.done == step.total:
                     last = step  # who has been told of the last slice is to find everything finished
                 else:
+                    told = step
                     yield step
             left = []
             for job, rounds, lanes in running:
                 following = next(rounds, None) if all(lane.finished for lane in lanes) else lanes
-                if following is None:
-                    job.settle()
-                    job.sharpen()
-                else:
+                if following is not None:
                     left.append((job, rounds, following))
+                    continue
+                job.settle()
+                for _ in job.sharpen():
+                    if told is not None:
+                        yield told
             running = left
             if last is not None:
                 yield last

@@ -13,7 +13,7 @@ of the segment so far is more probably segment. Where inside and outside look al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,8 +34,11 @@ GREY_WEIGHT = 1.0
 GREY_BINS, GREY_LIMIT = 40, 3.0
 GREY_REACH_MM = 12.0
 """How far around the segment its surroundings are looked at in-plane for their grey values."""
+NEARLY = 0.3
+"""Probability from which a voxel counts as the segment's when its surroundings are looked at."""
 SEED_SHARE = 20.0
 """How many voxels a seeded one counts for among the grey values of the segment."""
+BREATH = 8
 FIXED = 1e3
 """Force towards what is certain."""
 
@@ -73,8 +76,9 @@ def grey_odds(image: Tensor, prior: Tensor, seeds: Tensor, spacing_mm: Sequence[
     -------
     Log odds by grey value, (`GREY_BINS` + 1); look them up with `grey_bins`.
     """
-    rows, columns = (2 * max(1, round(GREY_REACH_MM / s)) + 1 for s in spacing_mm[1:])
-    around = F.max_pool2d(prior[:, None], (rows, columns), 1, (rows // 2, columns // 2))[:, 0] > 0.3
+    rows, columns = (max(1, round(GREY_REACH_MM / s)) for s in spacing_mm[1:])
+    down = F.max_pool2d(prior[:, None], (2 * rows + 1, 1), 1, (rows, 0))
+    around = F.max_pool2d(down, (1, 2 * columns + 1), 1, (0, columns))[:, 0] > NEARLY
     segment = torch.where(seeds == INSIDE, SEED_SHARE, prior * (seeds != OUTSIDE)) * around
     others = torch.where(seeds == OUTSIDE, 1.0, (1 - prior) * (seeds != INSIDE)) * around
     bins = grey_bins(image).flatten()
@@ -98,7 +102,7 @@ def _smooth_histogram(bins: Tensor, weights: Tensor) -> Tensor:
 
 def walk(
     passing: Sequence[Tensor], target: Tensor, force: Tensor, start: Tensor, *, steps: int, tolerance: float
-) -> Tensor:
+) -> Generator[None, None, Tensor]:
     """Solve for the probability of each voxel by conjugate gradients.
 
     Minimised is the sum over neighbours of passage times squared difference, plus the sum over voxels of force times
@@ -111,6 +115,11 @@ def walk(
     start : (k, j, i), a guess.
     steps : at most.
     tolerance : of the residual, compared with that of the start.
+
+    Yields
+    ------
+    None
+        Every `BREATH` steps, so that whoever waits for the solution can be called away.
 
     Returns
     -------
@@ -136,7 +145,9 @@ def walk(
     direction = scaled.clone()
     left = torch.dot(residual.flatten(), scaled.flatten())
     enough = float(left) * tolerance**2
-    for _ in range(steps):
+    for step in range(1, steps + 1):
+        if step % BREATH == 0:
+            yield
         if not math.isfinite(float(left)) or float(left) <= enough:
             break
         along = product(direction)

@@ -74,6 +74,7 @@ class Findings:
     bases : by prompted slice, the state it had before its first prompt (None if it had none).
     stale : slices whose neighbourhood has to be propagated again, because a prompt on them came, went or changed, or
         because 3D boxes now let the propagation go there (beyond the volume, where they bound it no longer).
+    unsettled : slices that a propagation has visited and whose masks are yet to settle on the edges of the image.
     """
 
     axis: int | None = None
@@ -81,6 +82,7 @@ class Findings:
     states: dict[int, SliceState] = field(default_factory=dict)
     bases: dict[int, SliceState | None] = field(default_factory=dict)
     stale: frozenset[int] = frozenset()
+    unsettled: frozenset[int] = frozenset()
 
     def on(self, index: int) -> tuple[PlacedPrompt, ...]:
         """Prompts on a slice, in order."""

@@ -150,7 +150,8 @@ class SelfPromptedSession:
         plane = self._plane(self.segment_axis(segment))
         if plane.network.options.sharpens:
             with self._recording("sharpen", record) as recorder:
-                sharpen(plane, recorder, record.findings.states)
+                for _ in sharpen(plane, recorder, record.findings.states):
+                    pass
 
     def settle_conflicts(self, segments: Sequence[Segment]) -> int:
         """Give each voxel that several segments claim to the one that is surest of it; one step of undo.

@@ -353,7 +353,7 @@ class Session(SelfPromptedSession):
         # A segment that is named twice is one segment.
         records = [self._record(s) for s in dict.fromkeys(self.segments if segments is None else segments)]
         fresh = not self.engine.options.only_changed
-        chosen = [r for r in records if r.findings.prompts and (r.findings.stale or fresh)]
+        chosen = [r for r in records if r.findings.prompts and (r.findings.stale or r.findings.unsettled or fresh)]
         recorders = [Recorder(f"propagate {r.handle.name}", r) for r in chosen]
         self._cancelled = False
         self._running = self._propagate(recorders, sharpen=sharpen)

@@ -67,16 +67,27 @@ class _Region:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
-def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> None:
-    """Settle slices of a segment in place; see `sharpened`."""
+Settled = tuple[int, Mask]
+
+
+def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> Iterator[None]:
+    """Settle slices of a segment in place; see `sharpened`. It may be left whenever it yields."""
     record = recorder.record
-    for index, mask in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices):
-        recorder.write(plane.axis, index, mask)
+    for settled in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices):
+        if settled is not None:
+            recorder.write(plane.axis, *settled)
+        yield
+
+
+def sharpened_slice(plane: Plane, findings: Findings, index: int, mask: Mask) -> Mask:
+    """Settle one slice by itself; returns the mask (rows, columns) bool."""
+    settled = sharpened(plane, findings, lambda _index: mask, [index])
+    return next((new for _, new in filter(None, settled)), mask)
 
 
 def sharpened(
     plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], indices: Collection[int]
-) -> Iterator[tuple[int, Mask]]:
+) -> Iterator[Settled | None]:
     """Settle slices of a segment on the edges of the image.
 
     Parameters
@@ -89,7 +100,7 @@ def sharpened(
 
     Yields
     ------
-    Index and new mask (rows, columns) of each slice that changes.
+    Index and new mask (rows, columns) of each slice that changes; now and then None, while it is being computed.
     """
     free = {k for k in indices if k in findings.states and not _drawn(findings, k)}
     if not free:
@@ -158,14 +169,14 @@ class _Walker:
             if not p.is_box and p.mask is None
         ]
 
-    def run(self) -> Iterator[tuple[int, Mask]]:
+    def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
         coarse = self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
         greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
         target, force = self._wish(coarse, greys)
         ways = self._ways(self.slices, coarse.image, spacing)
-        found = walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
+        found = yield from walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
         if self.step == 1:
             yield from self._changed(self.slices, found, coarse.seeds)
             return
@@ -175,7 +186,7 @@ class _Walker:
             slab = range(max(self.region.first, begin - 1), min(self.region.last, begin + depth) + 1)
             yield from self._settled(slab, range(begin, min(self.region.last + 1, begin + depth)), found, greys)
 
-    def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[tuple[int, Mask]]:
+    def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[Settled | None]:
         """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
         parts = self._parts(slab, 1)
         start = self._enlarged(coarse[slab.start - self.region.first : slab.stop - self.region.first])
@@ -184,7 +195,7 @@ class _Walker:
             if k not in inner:
                 target[place], force[place] = start[place], FIXED
         ways = self._ways(slab, parts.image, self._spacing(1))
-        found = walk(ways, target, force, start, steps=FINE_STEPS, tolerance=FINE_TOLERANCE)
+        found = yield from walk(ways, target, force, start, steps=FINE_STEPS, tolerance=FINE_TOLERANCE)
         begin, end = inner.start - slab.start, inner.stop - slab.start
         yield from self._changed(inner, found[begin:end], parts.seeds[begin:end])
 
@@ -202,7 +213,7 @@ class _Walker:
         target[parts.seeds == INSIDE], target[parts.seeds == OUTSIDE] = 1.0, 0.0
         return target, torch.where(parts.seeds > 0, FIXED, PRIOR_WEIGHT)
 
-    def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[tuple[int, Mask]]:
+    def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[Settled]:
         inside = ((found > 0.5) & (seeds != OUTSIDE) | (seeds == INSIDE)).cpu().numpy()
         for k, settled in zip(indices, inside, strict=True):
             if k not in self.free:

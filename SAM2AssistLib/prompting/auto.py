@@ -70,7 +70,7 @@ class AutoStep:
 
     Attributes
     ----------
-    stage : "support", "features", "search", "prompts", "propagation", "corrections" or "done".
+    stage : "support", "features", "search", "prompts", "propagation", "edges", "corrections" or "done".
     done, total : of the stage.
     segment, axis, index : what has just been changed, where that is one slice of one segment.
     verdicts : in the last step, one for each class that was asked for.
@@ -338,8 +338,10 @@ class _Run:
                     self.session.cancel()
         if not self.stopped and self.options.map_weight > 0:
             self._blend()
-        for segment in segments:
-            self.session.sharpen(segment)
+        for done, segment in enumerate(segments, 1):
+            if not self._asked_to_stop():
+                self.session.sharpen(segment)
+                yield AutoStep("edges", done, len(segments))
         self.session.settle_conflicts(segments)
 
     def _blend(self) -> None:

@@ -84,6 +84,24 @@ def test_what_was_left_early_has_not_settled_and_one_undo_takes_it_back(bar_sess
     assert np.array_equal(session.mask(segment), before)
 
 
+def test_what_was_left_while_it_settled_settles_with_the_next_propagation(bar_session):
+    session, bar = bar_session
+    segment, _ = boxed(session, bar)
+    run(session)
+    whole = session.mask(segment)
+    session.undo()
+    told = []
+    for step in session.propagate():
+        if step in told:  # told again: masks are settling
+            break
+        told.append(step)
+    assert told[-1].done < told[-1].total
+    assert not np.array_equal(session.mask(segment), whole)
+    run(session)
+    assert np.array_equal(session.mask(segment), whole)
+    assert list(session.propagate()) == []
+
+
 def test_undo_and_redo_restore_settled_masks_exactly(bar_session):
     session, bar = bar_session
     segment, _ = boxed(session, bar)
