@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -215,7 +216,7 @@ class Job:
             memory=None,
         )
 
-    def settle(self) -> None:
+    def settle(self) -> list[int]:
         """Close the books: slices beyond an end lose their old mask; what is finished is no longer stale.
 
         An end is that of the object, or that of a 3D box that was drawn after an earlier propagation had gone further.
@@ -223,21 +224,27 @@ class Job:
         record = self.recorder.record
         findings = record.findings
         states = {**findings.states, **self.found}
+        emptied = []
         finished = self.all_begun and all(lane.finished for lane in self.lanes)
         if finished:
             first, last = findings.limits or (0, self.plane.slices - 1)
             beyond = {k for g in self.gaps for k in g.slices()} | {k for k in states if not first <= k <= last}
             for index in beyond - set(self.found) - set(findings.conditioning) - self._kept():
                 states.pop(index, None)
+                if record.slice_of(self.plane.axis, index).any():
+                    emptied.append(index)
                 self.recorder.clear(self.plane.axis, index)
         stale = frozenset() if finished else findings.stale
         unsettled = findings.unsettled
         if self.options.sharpens and not self.sharp:
             unsettled |= set(self.found)
         record.findings = replace(findings, states=states, stale=stale, unsettled=unsettled)
+        return emptied
 
-    def sharpen(self) -> Iterator[None]:
+    def sharpen(self) -> Iterator[int | None]:
         """Settle what has been visited on the edges of the image; may be left whenever it yields, and done later.
+
+        Yields the index of each slice that has changed, and now and then None.
 
         Prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
         """
@@ -259,36 +266,47 @@ class Propagation:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = list(jobs)
-        self._done = 0
+        self._done = self._expected = 0
 
     def run(self) -> Iterator[Step]:
         """Visit slices until all lanes have ended, yielding a step for each.
 
-        While masks settle on edges, steps that have been told are told again: whoever has had enough can leave there.
+        While masks settle on edges, their slices are told once more, without any being done: whoever has had enough can
+        leave there and has been told of all that has changed.
         """
         running = [(job, rounds, next(rounds, [])) for job, rounds in ((job, job.rounds()) for job in self.jobs)]
-        told: Step | None = None
         while running:
             last = None
             for step in self._lockstep([(job, lanes) for job, _, lanes in running]):
                 if step.done == step.total:
-                    last = step  # who has been told of the last slice is to find everything finished
+                    last = step  # who has been told that all is done is to find all done
                 else:
-                    told = step
                     yield step
-            left = []
+            left, ended = [], []
             for job, rounds, lanes in running:
                 following = next(rounds, None) if all(lane.finished for lane in lanes) else lanes
-                if following is not None:
+                if following is None:
+                    ended.append(job)
+                else:
                     left.append((job, rounds, following))
-                    continue
-                job.settle()
-                for _ in job.sharpen():
-                    if told is not None:
-                        yield told
             running = left
+            done, total = (last.done - 1, last.total) if last is not None else (self._done, self._expected)
+            if last is not None and any(job.options.sharpens for job in ended):
+                yield replace(last, done=done)
+            for job in ended:
+                yield from self._ending(job, done, max(total, 1))
             if last is not None:
                 yield last
+
+    def _ending(self, job: Job, done: int, total: int) -> Iterator[Step]:
+        emptied = job.settle()
+        if not job.options.sharpens:
+            return
+        handle, axis = job.recorder.record.handle, job.plane.axis
+        told = min(job.found, default=0)
+        for index in itertools.chain(emptied, job.sharpen()):
+            told = told if index is None else index
+            yield Step(handle, axis, told, done, total)
 
     def _lockstep(self, work: list[tuple[Job, list[Lane]]]) -> Iterator[Step]:
         """Let every lane visit one slice; segments on the same axis share a batch."""
@@ -300,6 +318,7 @@ class Propagation:
             for visit in visits:
                 owner[id(visit.lane)].accept(visit)
             total = self._done + len(visits) + sum(lane.left for _, group in work for lane in group)
+            self._expected = total
             for visit in visits:
                 self._done += 1
                 handle = owner[id(visit.lane)].recorder.record.handle

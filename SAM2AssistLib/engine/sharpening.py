@@ -46,6 +46,8 @@ ALIKE = 0.25
 """How much its grey value may differ, of a window of 1."""
 BOX_SLACK = 0.1
 """Share of a box's side, besides one pixel, by which an object may exceed it: people draw boxes too tight as well."""
+LEAST_LEFT = 0.5
+"""Share of a segment that has to be left; else it stays as the network has it."""
 COARSE_VOXELS, FINE_VOXELS = 400_000, 1_500_000
 """Unknowns of one system. What has more is thinned in-plane first, and then solved once more in slabs of slices."""
 COARSE_STEPS, FINE_STEPS = 120, 12
@@ -70,13 +72,20 @@ class _Region:
 Settled = tuple[int, Mask]
 
 
-def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> Iterator[None]:
-    """Settle slices of a segment in place; see `sharpened`. It may be left whenever it yields."""
+def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> Iterator[int | None]:
+    """Settle slices of a segment in place; see `sharpened`.
+
+    Yields
+    ------
+    The index of each slice that has changed; now and then None, while it is being computed. It may be left there.
+    """
     record = recorder.record
     for settled in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices):
-        if settled is not None:
+        if settled is None:
+            yield None
+        else:
             recorder.write(plane.axis, *settled)
-        yield
+            yield settled[0]
 
 
 def sharpened_slice(plane: Plane, findings: Findings, index: int, mask: Mask) -> Mask:
@@ -114,6 +123,12 @@ def sharpened(
     yield from _Walker(plane, findings, mask_of, free, region).run()
 
 
+def _in_force(findings: Findings) -> list[PlacedPrompt]:
+    """List the boxes and clicks that still count: what was said of a slice before it was drawn is in the drawing."""
+    drawn = {p.index: n for n, p in enumerate(findings.prompts) if p.mask is not None}
+    return [p for n, p in enumerate(findings.prompts) if p.mask is None and n > drawn.get(p.index, -1)]
+
+
 def _drawn(findings: Findings, index: int) -> bool:
     prompts = findings.on(index)
     return bool(prompts) and prompts[-1].mask is not None
@@ -128,7 +143,8 @@ def _region(plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], fi
             columns = np.flatnonzero(mask.any(axis=0))
             low = np.minimum(low, (rows[0], columns[0]))
             high = np.maximum(high, (rows[-1], columns[-1]))
-    placed = [p.points for p in findings.prompts if first <= p.index <= last and (p.is_box or p.says_present)]
+    said = [p for p in _in_force(findings) if first <= p.index <= last]
+    placed = [p.points for p in said if p.is_box or p.says_present]
     if placed:
         low = np.minimum(low, np.concatenate(placed).min(axis=0))
         high = np.maximum(high, np.concatenate(placed).max(axis=0))
@@ -163,11 +179,8 @@ class _Walker:
         self.device = plane.network.device
         rows, columns = region.size
         self.step = max(1, int(np.ceil(np.sqrt(len(self.slices) * rows * columns / COARSE_VOXELS))))
-        self.clicked = [
-            (p, self._grey(p.index)[tuple(np.clip(np.rint(p.points[0]).astype(int), 0, np.array(plane.shape) - 1))])
-            for p in findings.prompts
-            if not p.is_box and p.mask is None
-        ]
+        self.prompts = _in_force(findings)
+        self.clicked = [(p, float(self._grey(p.index)[self._pixel(p)])) for p in self.prompts if not p.is_box]
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
@@ -177,6 +190,8 @@ class _Walker:
         target, force = self._wish(coarse, greys)
         ways = self._ways(self.slices, coarse.image, spacing)
         found = yield from walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
+        if self._lost(coarse, found):
+            return
         if self.step == 1:
             yield from self._changed(self.slices, found, coarse.seeds)
             return
@@ -185,6 +200,13 @@ class _Walker:
         for begin in range(self.region.first, self.region.last + 1, depth):
             slab = range(max(self.region.first, begin - 1), min(self.region.last, begin + depth) + 1)
             yield from self._settled(slab, range(begin, min(self.region.last + 1, begin + depth)), found, greys)
+
+    def _lost(self, parts: _Parts, found: Tensor) -> bool:
+        """Whether most of the segment is gone and nobody has asked for that: too faint for edges to hold it."""
+        if not all(click.says_present for click, _ in self.clicked):
+            return False
+        allowed = parts.seeds != OUTSIDE
+        return int(((found > 0.5) & allowed).sum()) < LEAST_LEFT * int(((parts.odds > 0) & allowed).sum())
 
     def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[Settled | None]:
         """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
@@ -252,11 +274,15 @@ class _Walker:
     def _sown(self, index: int) -> NDArray[np.int8]:
         """Return what the prompts make certain on a slice; the newest has the last word."""
         seeds = np.zeros(self.plane.shape, np.int8)
-        boxes = [p for p in self.findings.on(index) if p.is_box]
+        here = [p for p in self.prompts if p.index == index]
+        boxes = [p for p in here if p.is_box]
         if boxes:
-            seeds[...] = OUTSIDE
+            beyond = np.ones(self.plane.shape, bool)
             for box in boxes:
-                seeds[_loosened(box, self.plane.shape)] = 0
+                beyond[_loosened(box, self.plane.shape)] = False
+            # Who clicks beyond a box has found it too small.
+            if not any(p.says_present and beyond[self._pixel(p)] for p in here):
+                seeds[beyond] = OUTSIDE
         limits = self.findings.limits
         if limits is not None and not limits[0] <= index <= limits[1]:
             seeds[...] = OUTSIDE
@@ -269,9 +295,12 @@ class _Walker:
             ball, part = _disc(click.points[0], np.sqrt(CLICK_MM**2 - away**2), self.plane)
             seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = INSIDE if click.says_present else OUTSIDE
             if not away:
-                place = np.clip(np.rint(click.points[0]).astype(int), 0, np.array(self.plane.shape) - 1)
-                seeds[tuple(place)] = INSIDE if click.says_present else OUTSIDE
+                seeds[self._pixel(click)] = INSIDE if click.says_present else OUTSIDE
         return seeds
+
+    def _pixel(self, click: PlacedPrompt) -> tuple[int, int]:
+        row, column = np.clip(np.rint(click.points[0]).astype(int), 0, np.array(self.plane.shape) - 1)
+        return int(row), int(column)
 
     def _grey(self, index: int) -> NDArray[np.float32]:
         return self.plane.window.apply(self.plane.volume.slice_hu(self.plane.axis, index))

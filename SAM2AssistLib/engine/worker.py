@@ -22,6 +22,10 @@ DELIVERY_S = 0.02
 """Seconds one `Worker.pump` may spend on callbacks by default; a window is redrawn between two of them."""
 
 
+class Leave(BaseException):  # noqa: N818 - no error, as GeneratorExit is none
+    """Thrown into work that is to end, where it last reported; what it reports from then on is its last word."""
+
+
 class Rank(IntEnum):
     """What a task is to those that come after it."""
 
@@ -173,12 +177,23 @@ class Worker:
             for report in running:
                 self._outbox.put(partial(task.on_report, report))
                 if task.cancelled:
+                    for last in _last_words(running):
+                        self._outbox.put(partial(task.on_report, last))
                     return
 
     def _finish(self, task: Task, future: Future[None]) -> None:
         if task in self._tasks:
             self._tasks.remove(task)
         task.on_end(None if future.cancelled() else future.exception())
+
+
+def _last_words(running: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """Ask work to end; yields what it still has to report."""
+    try:
+        yield running.throw(Leave())
+        yield from running
+    except (Leave, StopIteration):
+        return
 
 
 def _generated(work: Callable[[], Iterable[Any]]) -> Generator[Any, None, None]:

@@ -7,13 +7,14 @@ learn is yielded as patches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from SAM2AssistLib.engine.worker import Leave
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
 from SAM2AssistLib.mrml.journal import KnownMask, Mark, packed, unpacked
 from SAM2AssistLib.mrml.words import translator
@@ -196,12 +197,13 @@ class Desk:
         known = {segment.id: key for key, segment in self._present().items()}
         chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
         sent: dict[tuple[int, int, int], bytes] = {}
-        with closing(session.propagate(chosen)) as steps:  # left half-way, what is finished is a step of undo at once
+        # Left half-way, what is finished is a step of undo at once, and told: several slices are finished together.
+        with suppress(Leave), closing(session.propagate(chosen)) as steps:
             for step in steps:
                 patch = self._patch(known[step.segment.id], step.segment, step.axis, step.index)
                 sent[step.segment.id, step.axis, step.index] = packed(patch.mask)
                 yield patch
-                yield Progress(step.done, step.total)  # whoever leaves here has been given what is finished
+                yield Progress(step.done, step.total)
         yield from self._patches(mark, sent)
         for segment in chosen:
             yield self._confidence(known[segment.id])
@@ -235,15 +237,17 @@ class Desk:
                     yield Progress(*step, title)
                 else:
                     support.append(step)
-        for found in auto_segment(session, adapter=adapter, support=support, classes=list(wanted)):
-            yield Progress(found.done, found.total)
-            if found.segment is not None:
-                segment_id = wanted[found.segment.name]
-                self._segments[segment_id] = found.segment
-                if found.axis is not None and found.index is not None:
-                    yield self._patch(segment_id, found.segment, found.axis, found.index)
-            if found.verdicts:
-                yield Verdicts({verdict.name: verdict.present for verdict in found.verdicts})
+        found_by = auto_segment(session, adapter=adapter, support=support, classes=list(wanted))
+        with suppress(Leave), closing(found_by):
+            for found in found_by:
+                yield Progress(found.done, found.total)
+                if found.segment is not None:
+                    segment_id = wanted[found.segment.name]
+                    self._segments[segment_id] = found.segment
+                    if found.axis is not None and found.index is not None:
+                        yield self._patch(segment_id, found.segment, found.axis, found.index)
+                if found.verdicts:
+                    yield Verdicts({verdict.name: verdict.present for verdict in found.verdicts})
         yield from self._patches(mark, {})
         yield self._standing()
         for segment_id in wanted.values():

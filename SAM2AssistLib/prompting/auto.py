@@ -11,7 +11,7 @@ undo. A class that is not there gets no segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,7 @@ def auto_segment(
     corrections: int = 0,
     stop: Callable[[], bool] | None = None,
     options: AutoOptions | None = None,
-) -> Iterator[AutoStep]:
+) -> Generator[AutoStep, None, None]:
     """Find classes in the volume of a session and segment them.
 
     Parameters
@@ -336,12 +336,14 @@ class _Run:
                 yield AutoStep("propagation", step.done, step.total, step.segment, step.axis, step.index)
                 if self._asked_to_stop():
                     self.session.cancel()
+        if not self.stopped:
+            # Told beforehand: from here on masks change together, and nobody may leave in between.
+            yield AutoStep("edges", 0, 1)
         if not self.stopped and self.options.map_weight > 0:
             self._blend()
-        for done, segment in enumerate(segments, 1):
+        for segment in segments:
             if not self._asked_to_stop():
                 self.session.sharpen(segment)
-                yield AutoStep("edges", done, len(segments))
         self.session.settle_conflicts(segments)
 
     def _blend(self) -> None:
@@ -359,12 +361,17 @@ class _Run:
         engine = self.session.engine
         head = None if engine.adapter is None else load_error_head(engine.adapter, engine.model)
         opinion = None if head is None else error_opinion(self.session, head)
+        changed: dict[Segment, None] = {}
         for done, correction in enumerate(
             correct(self.session, segments, rounds, self.options.corrections, opinion), 1
         ):
+            if correction.accepted:
+                changed[correction.segment] = None
             yield AutoStep("corrections", done, rounds, correction.segment, correction.axis, correction.index)
             if self._asked_to_stop():
                 break
+        for segment in changed:
+            self.session.sharpen(segment)
         self.session.settle_conflicts(segments)
 
     def _verdicts(

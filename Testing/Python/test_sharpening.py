@@ -9,6 +9,8 @@ from mrml_scene import box
 
 from SAM2AssistLib import CTVolume
 from SAM2AssistLib.engine import sharpening
+from SAM2AssistLib.engine.worker import Leave
+from SAM2AssistLib.mrml.desk import Desk, Patch, Progress
 from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import PointPrompt
 
@@ -90,12 +92,12 @@ def test_what_was_left_while_it_settled_settles_with_the_next_propagation(bar_se
     run(session)
     whole = session.mask(segment)
     session.undo()
-    told = []
+    done = -1
     for step in session.propagate():
-        if step in told:  # told again: masks are settling
+        assert step.done < step.total
+        if step.done == done:  # told, but none the more done: masks are settling
             break
-        told.append(step)
-    assert told[-1].done < told[-1].total
+        done = step.done
     assert not np.array_equal(session.mask(segment), whole)
     run(session)
     assert np.array_equal(session.mask(segment), whole)
@@ -157,6 +159,40 @@ def test_a_slice_that_was_drawn_stays_as_it_was_drawn(bar_session):
     session.add_mask(segment, 6, drawn)
     run(session)
     assert np.array_equal(session.mask(segment)[6], drawn)
+
+
+def test_what_was_said_of_a_slice_before_it_was_drawn_does_not_change_the_drawing(bar_session):
+    session, bar = bar_session
+    rows, columns = np.nonzero(bar[4])
+    segment = session.add_segment("bar")
+    draw_box(session, segment, (4, rows.min(), columns.min()), (4, rows.max(), 48))
+    click(session, segment, (4, 48, 58), positive=False)
+    session.add_mask(segment, 4, bar[4])
+    shown = click(session, segment, (4, 48, 50))
+    assert shown[48, 58]
+    assert dice(shown, bar[4]) > 0.9
+
+
+def test_a_click_beyond_a_box_that_was_too_small_extends_the_segment(bar_session):
+    session, bar = bar_session
+    rows, columns = np.nonzero(bar[4])
+    segment = session.add_segment("bar")
+    draw_box(session, segment, (4, rows.min(), columns.min()), (4, rows.max(), 48))
+    assert dice(click(session, segment, (4, 48, 57)), bar[4]) > 0.9
+
+
+def test_what_is_too_faint_for_edges_to_hold_it_stays_as_the_network_has_it(an_engine, a_bare_engine):
+    rows, columns = np.ogrid[:96, :96]
+    disc = (rows - 48) ** 2 + (columns - 48) ** 2 <= 4**2
+    hu = np.where(disc, 55, 40) + np.random.default_rng(5).normal(0, 5, (5, 96, 96))
+    hu[:, 0] = -1000
+    volume = CTVolume.from_array(hu.astype(np.int16), SPACING, np.diag([*SPACING, 1.0]))
+    shown = []
+    for engine in (an_engine, a_bare_engine):
+        with engine.open(volume) as session:
+            shown.append(draw_box(session, session.add_segment("lesion"), (2, 44, 44), (2, 52, 52)))
+    assert shown[0].any()
+    assert np.array_equal(shown[0], shown[1])
 
 
 def test_a_preview_shows_what_the_click_will_give(bar_session):
@@ -226,19 +262,44 @@ def test_a_volume_of_one_slice_settles(an_engine):
         assert np.array_equal(session.mask(segment)[0], shown)
 
 
-def test_a_window_is_told_again_of_slices_that_settled_after_it_had_been_told(an_engine):
-    from SAM2AssistLib.mrml.desk import Desk, Patch
-
+def a_desk_with_a_boxed_bar(engine):
     volume, bar = a_bar()
     rows, columns = np.nonzero(bar[4])
     drawn = box(volume, (4, rows.min(), columns.min()), (4, rows.max(), columns.max()))
-    desk = Desk(volume, 0, lambda: an_engine, lambda: volume)
-    shown, told = np.zeros_like(bar), []
-    for work in (desk.sync("bar", "bar", [drawn]), desk.propagate()):
-        for report in work:
-            if isinstance(report, Patch):
-                shown[report.index] = report.mask
-                told.append(report.index)
+    desk, shown = Desk(volume, 0, lambda: engine, lambda: volume), np.zeros_like(bar)
+    for report in desk.sync("bar", "bar", [drawn]):
+        if isinstance(report, Patch):
+            shown[report.index] = report.mask
+    return desk, shown
+
+
+def test_a_window_is_told_again_of_slices_that_settled_after_it_had_been_told(an_engine):
+    desk, shown = a_desk_with_a_boxed_bar(an_engine)
+    told = []
+    for report in desk.propagate():
+        if isinstance(report, Patch):
+            shown[report.index] = report.mask
+            told.append(report.index)
     (segment,) = desk.session.segments
     assert np.array_equal(shown, desk.session.mask(segment))
     assert len(told) > len(set(told))
+
+
+def test_whenever_a_window_leaves_it_has_been_told_of_all_that_has_changed(an_engine):
+    desk, first = a_desk_with_a_boxed_bar(an_engine)
+    (segment,) = desk.session.segments
+    reports = sum(isinstance(report, Progress) for report in desk.propagate())
+    assert reports > 10
+    for count in range(1, reports + 1):
+        desk.session.undo()
+        assert np.array_equal(desk.session.mask(segment), first)
+        shown, work, seen = first.copy(), desk.propagate(), 0
+        while seen < count:
+            report = next(work)
+            seen += isinstance(report, Progress)
+            if isinstance(report, Patch):
+                shown[report.index] = report.mask
+        for report in [work.throw(Leave()), *work]:
+            if isinstance(report, Patch):
+                shown[report.index] = report.mask
+        assert np.array_equal(shown, desk.session.mask(segment)), count
