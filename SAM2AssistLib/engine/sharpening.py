@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
@@ -46,6 +47,8 @@ ALIKE = 0.25
 """How much its grey value may differ, of a window of 1."""
 BOX_SLACK = 0.1
 """Share of a box's side, besides one pixel, by which an object may exceed it: people draw boxes too tight as well."""
+SPECK_MM2, SPECK_SHARE = 15.0, 20
+"""A hole or an island on a slice is noise if it is smaller than this, and by this factor smaller than the largest."""
 LEAST_LEFT = 0.5
 """Share of a segment that has to be left; else it stays as the network has it."""
 COARSE_VOXELS, FINE_VOXELS = 400_000, 1_500_000
@@ -237,9 +240,11 @@ class _Walker:
 
     def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[Settled]:
         inside = ((found > 0.5) & (seeds != OUTSIDE) | (seeds == INSIDE)).cpu().numpy()
-        for k, settled in zip(indices, inside, strict=True):
+        certain = seeds.cpu().numpy()
+        for k, settled, sown in zip(indices, inside, certain, strict=True):
             if k not in self.free:
                 continue
+            _tidy(settled, sown, SPECK_MM2 / float(np.prod(self.plane.spacing_mm)))
             mask = self.mask_of(k)
             if (mask[self.region.rows, self.region.columns] != settled).any():
                 new = mask.copy()
@@ -313,6 +318,25 @@ class _Walker:
         rows, columns = self.region.size
         size = (coarse.shape[1] * self.step, coarse.shape[2] * self.step)
         return F.interpolate(coarse[:, None], size=size, mode="bilinear", align_corners=False)[:, 0, :rows, :columns]
+
+
+def _tidy(mask: Mask, seeds: NDArray[np.int8], least: float) -> None:
+    """Fill the holes and take away the islands that noise has left, in place; what a prompt touches stays.
+
+    Parameters
+    ----------
+    mask, seeds : (rows, columns).
+    least : pixels of a hole or an island that is none of noise's.
+    """
+    for shown, word in ((False, OUTSIDE), (True, INSIDE)):
+        parts, count = ndimage.label(mask == shown)
+        if count < 2:  # noqa: PLR2004 - one part is the whole
+            continue
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        specks = (sizes < least) & (sizes * SPECK_SHARE < sizes[1:].max())
+        specks[0] = False
+        specks[parts[seeds == word]] = False
+        mask[specks[parts]] = not shown
 
 
 def _thinned(values: Tensor, step: int) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from blobs import BLOB_HU, click, draw_box, two_blobs
 from mrml_scene import box
+from scipy import ndimage
 
 from SAM2AssistLib import CTVolume
 from SAM2AssistLib.engine import sharpening
@@ -193,6 +194,23 @@ def test_what_is_too_faint_for_edges_to_hold_it_stays_as_the_network_has_it(an_e
             shown.append(draw_box(session, session.add_segment("lesion"), (2, 44, 44), (2, 52, 52)))
     assert shown[0].any()
     assert np.array_equal(shown[0], shown[1])
+
+
+def test_noise_leaves_no_specks_but_a_negative_click_leaves_its_hole(an_engine):
+    rows, columns = np.ogrid[:96, :96]
+    disc = (rows - 48) ** 2 + (columns - 48) ** 2 <= 24**2
+    hu = np.where(disc, 110, 40) + np.random.default_rng(5).normal(0, 35, (3, 96, 96))
+    hu[:, 0] = -1000
+    volume = CTVolume.from_array(hu.astype(np.int16), SPACING, np.diag([*SPACING, 1.0]))
+    with an_engine.open(volume) as session:
+        segment = session.add_segment("organ")
+        shown = draw_box(session, segment, (1, 24, 24), (1, 72, 72))
+        assert dice(shown, disc) > 0.9
+        for part in (shown, ~shown):
+            parts, _ = ndimage.label(part)
+            sizes = np.bincount(parts.ravel())[1:]
+            assert sizes.min() >= min(sharpening.SPECK_MM2, sizes.max() / sharpening.SPECK_SHARE)
+        assert not click(session, segment, (1, 48, 48), positive=False)[48, 48]
 
 
 def test_a_preview_shows_what_the_click_will_give(bar_session):
