@@ -48,8 +48,7 @@ def blend(plane: Plane, recorder: Recorder, opinions: Mapping[int, SliceOpinion]
         return
     states = dict(findings.states)
     for index, opinion in opinions.items():
-        prompts = findings.on(index)
-        if prompts and prompts[-1].mask is not None:
+        if findings.is_drawn(index):
             continue
         reached = findings.states.get(index)
         if reached is None and not bool((opinion.logits > 0).any()):

@@ -46,9 +46,8 @@ def _logits(plane: Plane, recorder: Recorder, index: int, mask: NDArray[np.bool_
     """Return how sure a segment is of each pixel of a slice, -inf where it claims nothing."""
     findings = recorder.record.findings
     state = findings.states.get(index)
-    prompts = findings.on(index)
     logits = np.full(mask.shape, -np.inf, np.float32)
-    if state is None or (prompts and prompts[-1].mask is not None):
+    if state is None or findings.is_drawn(index):
         logits[mask] = OWN_WORD
         return logits
     values, inside = uncut(state.logits, state.view, plane.shape)

@@ -21,6 +21,7 @@ class EngineOptions:
     meet_between : between two prompted slices, masks come from both and are fused. Otherwise from the lower one only.
     only_changed : after a correction only the slices between the neighbouring prompted slices are propagated again.
     refines : the model's refiner, if it has one, pulls every mask to the edges of the image.
+    sharpens : masks settle on the edges of the image after a prompt and after a propagation, see `sharpening`.
     whole_voxels : a box reaches to the far edges of its outermost voxels, not to their centres.
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.

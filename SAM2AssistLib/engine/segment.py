@@ -88,6 +88,11 @@ class Findings:
         """Prompts on a slice, in order."""
         return tuple(p for p in self.prompts if p.index == index)
 
+    def is_drawn(self, index: int) -> bool:
+        """Whether a slice is as the user has drawn it, with no prompt on it since."""
+        prompts = self.on(index)
+        return bool(prompts) and prompts[-1].mask is not None
+
     @property
     def limits(self) -> tuple[int, int] | None:
         """First and last slice that 3D boxes allow, other prompted slices included; None for no limit."""

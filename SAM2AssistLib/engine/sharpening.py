@@ -114,7 +114,7 @@ def sharpened(
     ------
     Index and new mask (rows, columns) of each slice that changes; now and then None, while it is being computed.
     """
-    free = {k for k in indices if k in findings.states and not _drawn(findings, k)}
+    free = {k for k in indices if k in findings.states and not findings.is_drawn(k)}
     if not free:
         return
     # A single slice is settled by itself: what its neighbours show may be what the click is to correct.
@@ -130,11 +130,6 @@ def _in_force(findings: Findings) -> list[PlacedPrompt]:
     """List the boxes and clicks that still count: what was said of a slice before it was drawn is in the drawing."""
     drawn = {p.index: n for n, p in enumerate(findings.prompts) if p.mask is not None}
     return [p for n, p in enumerate(findings.prompts) if p.mask is None and n > drawn.get(p.index, -1)]
-
-
-def _drawn(findings: Findings, index: int) -> bool:
-    prompts = findings.on(index)
-    return bool(prompts) and prompts[-1].mask is not None
 
 
 def _region(plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], first: int, last: int) -> _Region | None:
@@ -265,7 +260,6 @@ class _Walker:
         """Return grey values, the network's log odds, and seeds of a slice's region."""
         region = self.region
         grey = torch.from_numpy(self._grey(index)[region.rows, region.columns]).to(self.device)
-        odds = torch.full(region.size, -PRIOR_LIMIT, device=self.device)
         if index not in self.free:
             mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
             return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
@@ -297,10 +291,11 @@ class _Walker:
             if away > CLICK_MM:
                 continue
             grey = self._grey(index) if grey is None else grey
+            word = INSIDE if click.says_present else OUTSIDE
             ball, part = _disc(click.points[0], np.sqrt(CLICK_MM**2 - away**2), self.plane)
-            seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = INSIDE if click.says_present else OUTSIDE
+            seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = word
             if not away:
-                seeds[self._pixel(click)] = INSIDE if click.says_present else OUTSIDE
+                seeds[self._pixel(click)] = word
         return seeds
 
     def _pixel(self, click: PlacedPrompt) -> tuple[int, int]:
