@@ -14,7 +14,7 @@ from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.segment import Gap, Segment, gaps
-from SAM2AssistLib.engine.sharpening import sharpen
+from SAM2AssistLib.engine.sharpening import sharpen, to_settle
 from SAM2AssistLib.engine.stopping import StopJudge
 from SAM2AssistLib.engine.tracker import Lane, Visit
 from SAM2AssistLib.overlap import dice
@@ -246,12 +246,13 @@ class Job:
 
         Yields the index of each slice that has changed, and now and then None.
 
-        Prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
+        The first prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
+        With more of them, they give way a little where they do not go together.
         """
         if not self.options.sharpens:
             return
         record = self.recorder.record
-        yield from sharpen(self.plane, self.recorder, record.findings.unsettled - set(record.findings.conditioning))
+        yield from sharpen(self.plane, self.recorder, *to_settle(record.findings, self._shown))
         record.findings = replace(record.findings, unsettled=frozenset())
         self.sharp = True
 

@@ -49,6 +49,9 @@ BOX_SLACK = 0.1
 """Share of a box's side, besides one pixel, by which an object may exceed it: people draw boxes too tight as well."""
 SPECK_MM2, SPECK_SHARE = 15.0, 20
 """A hole or an island on a slice is noise if it is smaller than this, and by this factor smaller than the largest."""
+YIELD_FROM, YIELD_FORCE = 3, 0.05
+"""As soon as so many slices are prompted, what their prompts have given is held no more firmly than this. A click says
+one place; what the network makes of the rest of its slice may be worse than what other slices and the edges say."""
 LEAST_LEFT = 0.5
 """Share of a segment that has to be left; else it stays as the network has it."""
 COARSE_VOXELS, FINE_VOXELS = 400_000, 1_500_000
@@ -75,7 +78,29 @@ class _Region:
 Settled = tuple[int, Mask]
 
 
-def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> Iterator[int | None]:
+def to_settle(findings: Findings, shown: Callable[[int], bool]) -> tuple[set[int], set[int]]:
+    """Choose the slices that settle after a propagation, and the prompted ones that give way a little meanwhile.
+
+    With few prompts that is what has just been visited. Later everything settles anew, for each prompt tells more of
+    what the segment looks like; but where Auto-Segment has had a part, other segments have had their say as well.
+
+    Parameters
+    ----------
+    findings : states and prompts of the segment.
+    shown : tells whether the segment is on a slice. Where a user has said that it is not, it stays away.
+    """
+    prompted = set(findings.conditioning)
+    visited = set(findings.unsettled) - prompted
+    if not visited or len(prompted) < YIELD_FROM:
+        return visited, set()
+    there = {k for k in findings.states if shown(k)}
+    again = {k for k in there - prompted if not findings.states[k].backed}
+    return visited | again, {k for k in there & prompted if not findings.is_drawn(k)}
+
+
+def sharpen(
+    plane: Plane, recorder: Recorder, indices: Collection[int], giving_way: Collection[int] = ()
+) -> Iterator[int | None]:
     """Settle slices of a segment in place; see `sharpened`.
 
     Yields
@@ -83,7 +108,7 @@ def sharpen(plane: Plane, recorder: Recorder, indices: Collection[int]) -> Itera
     The index of each slice that has changed; now and then None, while it is being computed. It may be left there.
     """
     record = recorder.record
-    for settled in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices):
+    for settled in sharpened(plane, record.findings, partial(record.slice_of, plane.axis), indices, giving_way):
         if settled is None:
             yield None
         else:
@@ -98,7 +123,11 @@ def sharpened_slice(plane: Plane, findings: Findings, index: int, mask: Mask) ->
 
 
 def sharpened(
-    plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], indices: Collection[int]
+    plane: Plane,
+    findings: Findings,
+    mask_of: Callable[[int], Mask],
+    indices: Collection[int],
+    giving_way: Collection[int] = (),
 ) -> Iterator[Settled | None]:
     """Settle slices of a segment on the edges of the image.
 
@@ -109,21 +138,22 @@ def sharpened(
     mask_of : gives the segment's present mask (rows, columns) of a slice.
     indices : of the slices that may change; those among them that a user has drawn, or that no prompt or propagation
         has reached, stay as they are.
+    giving_way : further ones, that may change a little; see `to_settle`.
 
     Yields
     ------
     Index and new mask (rows, columns) of each slice that changes; now and then None, while it is being computed.
     """
-    free = {k for k in indices if k in findings.states and not findings.is_drawn(k)}
+    free = {k for k in (*indices, *giving_way) if k in findings.states and not findings.is_drawn(k)}
     if not free:
         return
     # A single slice is settled by itself: what its neighbours show may be what the click is to correct.
-    beside = 1 if len(indices) > 1 else 0
+    beside = 1 if len(indices) + len(giving_way) > 1 else 0
     first, last = max(0, min(free) - beside), min(plane.slices - 1, max(free) + beside)
     region = _region(plane, findings, mask_of, first, last)
     if region is None:
         return
-    yield from _Walker(plane, findings, mask_of, free, region).run()
+    yield from _Walker(plane, findings, mask_of, free, giving_way, region).run()
 
 
 def _in_force(findings: Findings) -> list[PlacedPrompt]:
@@ -170,9 +200,11 @@ class _Walker:
         findings: Findings,
         mask_of: Callable[[int], Mask],
         free: Collection[int],
+        giving_way: Collection[int],
         region: _Region,
     ) -> None:
-        self.plane, self.findings, self.mask_of, self.free, self.region = plane, findings, mask_of, free, region
+        self.plane, self.findings, self.mask_of, self.region = plane, findings, mask_of, region
+        self.free, self.giving_way = free, giving_way
         self.slices = range(region.first, region.last + 1)
         self.device = plane.network.device
         rows, columns = region.size
@@ -185,7 +217,7 @@ class _Walker:
         coarse = self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
         greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
-        target, force = self._wish(coarse, greys)
+        target, force = self._wish(self.slices, coarse, greys)
         ways = self._ways(self.slices, coarse.image, spacing)
         found = yield from walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
         if self._lost(coarse, found):
@@ -210,7 +242,7 @@ class _Walker:
         """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
         parts = self._parts(slab, 1)
         start = self._enlarged(coarse[slab.start - self.region.first : slab.stop - self.region.first])
-        target, force = self._wish(parts, greys)
+        target, force = self._wish(slab, parts, greys)
         for place, k in enumerate(slab):
             if k not in inner:
                 target[place], force[place] = start[place], FIXED
@@ -227,11 +259,14 @@ class _Walker:
                 ways[0][max(0, place - 1) : place + 1] = 0
         return ways
 
-    def _wish(self, parts: _Parts, greys: Tensor) -> tuple[Tensor, Tensor]:
+    def _wish(self, indices: range, parts: _Parts, greys: Tensor) -> tuple[Tensor, Tensor]:
         """Return where each voxel is drawn to, and how strongly."""
         target = (parts.odds + greys[grey_bins(parts.image)]).sigmoid_()
         target[parts.seeds == INSIDE], target[parts.seeds == OUTSIDE] = 1.0, 0.0
-        return target, torch.where(parts.seeds > 0, FIXED, PRIOR_WEIGHT)
+        force = torch.full_like(target, PRIOR_WEIGHT)
+        force[[k in self.giving_way for k in indices]] = YIELD_FORCE
+        force[parts.seeds > 0] = FIXED
+        return target, force
 
     def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[Settled]:
         inside = ((found > 0.5) & (seeds != OUTSIDE) | (seeds == INSIDE)).cpu().numpy()
@@ -260,9 +295,12 @@ class _Walker:
         """Return grey values, the network's log odds, and seeds of a slice's region."""
         region = self.region
         grey = torch.from_numpy(self._grey(index)[region.rows, region.columns]).to(self.device)
-        if index not in self.free:
+        if index not in self.free or index in self.giving_way:
             mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
-            return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
+            odds = (mask.float() * 2 - 1) * PRIOR_LIMIT
+            if index not in self.free:
+                return grey, odds, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
+            return grey, odds, torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
         state = self.findings.states[index]
         values, inside = uncut(state.logits, state.view, self.plane.shape)
         whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)

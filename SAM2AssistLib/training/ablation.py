@@ -57,12 +57,17 @@ HELD_OUT_SEED = 900_000
 """Phantoms from here on are never trained on."""
 
 
+CORRECTIONS = (0, 3)
+"""After how many corrections the behaviours are compared: at once, and as a user leaves it."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """How a network answers different behaviours.
 
     Attributes
     ----------
+    corrections : clicks on its errors that every behaviour was followed by.
     mean : Dice over regions and behaviours.
     by_behaviour : mean Dice over regions.
     deviation : standard deviation over behaviours, mean over regions.
@@ -70,6 +75,7 @@ class Spread:
     regions : number of regions.
     """
 
+    corrections: int
     mean: float
     by_behaviour: dict[str, float]
     deviation: float
@@ -125,8 +131,10 @@ def time_regions(regions: int, repeats: int) -> dict[str, float]:
     }
 
 
-def measure_spread(model: SAM2Base, samples: SliceSamples, most: int, drawn_prompts: bool) -> Spread:
-    """Prompt regions of held-out slices in every way, and compare."""
+def measure_spread(
+    model: SAM2Base, samples: SliceSamples, most: int, drawn_prompts: bool, corrections: int = 0
+) -> Spread:
+    """Prompt regions of held-out slices in every way, correct each as people do, and compare."""
     model.eval()
     head = ErrorHead(channels_of(model)).to(model.device)
     count = len(samples.index)
@@ -136,13 +144,12 @@ def measure_spread(model: SAM2Base, samples: SliceSamples, most: int, drawn_prom
         for n in chosen:
             batch = collate([samples[SampleKey(n, 1, 0)]]).to(model.device)
             regions = Regions(batch.images[:, 0], batch.masks[0], batch.owner, batch.weights, batch.keys)
-            rows = [
-                _dice_rows(model, head, regions, Prompting({name: 1.0}, per_region=1), drawn_prompts)
-                for name in BEHAVIOURS
-            ]
+            ways = [Prompting({name: 1.0}, per_region=1, previous_share=1.0) for name in BEHAVIOURS]
+            rows = [_dice_rows(model, head, regions, way, drawn_prompts, corrections) for way in ways]
             table += [list(values) for values in zip(*rows, strict=True)]
     values = np.array(table)
     return Spread(
+        corrections,
         round(float(values.mean()), 4),
         {name: round(float(values[:, n].mean()), 4) for n, name in enumerate(BEHAVIOURS)},
         round(float(values.std(1).mean()), 4),
@@ -152,9 +159,9 @@ def measure_spread(model: SAM2Base, samples: SliceSamples, most: int, drawn_prom
 
 
 def _dice_rows(
-    model: SAM2Base, head: ErrorHead, regions: Regions, prompting: Prompting, drawn_prompts: bool
+    model: SAM2Base, head: ErrorHead, regions: Regions, prompting: Prompting, drawn_prompts: bool, corrections: int
 ) -> list[float]:
-    logits = phpg_step(model, head, regions, prompting, 0, drawn_prompts=drawn_prompts).masks
+    logits = phpg_step(model, head, regions, prompting, corrections, drawn_prompts=drawn_prompts).masks
     size = regions.masks.shape[-2:]
     guess = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[:, 0] > 0
     shared = (guess & regions.masks).flatten(1).sum(1)
@@ -208,7 +215,10 @@ def compare(
     held_out = {name: SliceSamples(test, test.index(), plain, 8) for name, test in tests.items()}
 
     def measured(model: SAM2Base) -> dict[str, object]:
-        return {name: asdict(measure_spread(model, s, most, spec.dense_prompts)) for name, s in held_out.items()}
+        return {
+            name: [asdict(measure_spread(model, s, most, spec.dense_prompts, rounds)) for rounds in CORRECTIONS]
+            for name, s in held_out.items()
+        }
 
     report: dict[str, object] = {"base": measured(base().to(device))}
     for variant in variants:
