@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from blobs import BLOB_HU, click, draw_box, two_blobs
@@ -9,7 +11,7 @@ from mrml_scene import box
 from scipy import ndimage
 
 from SAM2AssistLib import CTVolume
-from SAM2AssistLib.engine import sharpening
+from SAM2AssistLib.engine import plane, sharpening
 from SAM2AssistLib.engine.worker import Leave
 from SAM2AssistLib.mrml.desk import Desk, Patch, Progress
 from SAM2AssistLib.overlap import dice
@@ -63,6 +65,54 @@ def test_a_propagation_leaves_prompted_slices_as_they_were_shown(bar_session):
     segment, shown = boxed(session, bar)
     run(session)
     assert np.array_equal(session.mask(segment)[4], shown)
+
+
+@pytest.fixture
+def half_an_answer(monkeypatch):
+    """Let the network find but half of the bar on slice 2, whatever it is asked."""
+    settled = plane.sharpened_slice
+
+    def half(where, findings, index, mask):
+        new = settled(where, findings, index, mask).copy()
+        if index == 2:
+            new[:, 50:] = False
+        return new
+
+    monkeypatch.setattr(plane, "sharpened_slice", half)
+
+
+@pytest.mark.parametrize(("others", "gives_way"), [((7,), False), ((4, 7), True)])
+def test_a_prompted_slice_that_others_contradict_gives_way_once_three_are_prompted(
+    bar_session, half_an_answer, others, gives_way
+):
+    session, bar = bar_session
+    segment = session.add_segment("bar")
+    for k in (2, *others):
+        click(session, segment, (k, 48 + (k - 4) * 2, 44))
+    shown = session.mask(segment)[2]
+    assert dice(shown, bar[2]) < 0.75
+    run(session)
+    after = session.mask(segment)
+    assert (dice(after[2], bar[2]) > 0.9) == gives_way
+    assert gives_way or np.array_equal(after[2], shown)
+    assert dice(after, bar) > 0.9 or not gives_way
+    session.undo()
+    assert np.array_equal(session.mask(segment)[2], shown)
+
+
+def test_what_was_drawn_emptied_or_found_by_auto_segment_does_not_give_way(bar_session):
+    session, bar = bar_session
+    segment = session.add_segment("bar")
+    for k in (2, 4):
+        click(session, segment, (k, 48 + (k - 4) * 2, 48))
+    session.add_mask(segment, 7, bar[7])
+    run(session)
+    findings = session._record(segment).findings
+    states = findings.states | {5: replace(findings.states[5], backed=True)}
+    nothing_new = replace(findings, states=states)
+    one_new = replace(nothing_new, unsettled=frozenset({6}))
+    assert sharpening.to_settle(one_new, lambda k: k not in {1, 4}) == ({0, 3, 6, 8}, {2})
+    assert sharpening.to_settle(nothing_new, lambda k: k not in {1, 4}) == (set(), set())
 
 
 def test_nothing_settles_unless_asked_for(bar_session, a_bare_engine):
