@@ -55,8 +55,6 @@ FROM_SCRATCH_RATE = 5e-4
 """The learning rate of the first stage of ``mini``."""
 HELD_OUT_SEED = 900_000
 """Phantoms from here on are never trained on."""
-
-
 CORRECTIONS = (0, 3)
 """After how many corrections the behaviours are compared: at once, and as a user leaves it."""
 
