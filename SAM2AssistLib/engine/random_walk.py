@@ -38,7 +38,7 @@ NEARLY = 0.3
 """Probability from which a voxel counts as the segment's when its surroundings are looked at."""
 SEED_SHARE = 20.0
 """How many voxels a seeded one counts for among the grey values of the segment."""
-BREATH = 8
+BREATH = 4
 FIXED = 1e3
 """Force towards what is certain."""
 

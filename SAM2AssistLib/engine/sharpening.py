@@ -6,7 +6,7 @@ next, does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.random_walk import (
+    BREATH,
     FIXED,
     GREY_WEIGHT,
     INSIDE,
@@ -214,7 +215,7 @@ class _Walker:
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
-        coarse = self._parts(self.slices, self.step)
+        coarse = yield from self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
         greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
         target, force = self._wish(self.slices, coarse, greys)
@@ -240,7 +241,7 @@ class _Walker:
 
     def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[Settled | None]:
         """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
-        parts = self._parts(slab, 1)
+        parts = yield from self._parts(slab, 1)
         start = self._enlarged(coarse[slab.start - self.region.first : slab.stop - self.region.first])
         target, force = self._wish(slab, parts, greys)
         for place, k in enumerate(slab):
@@ -281,10 +282,12 @@ class _Walker:
                 new[self.region.rows, self.region.columns] = settled
                 yield k, new
 
-    def _parts(self, indices: range, step: int) -> _Parts:
-        """Collect slices, thinned by a step in-plane."""
+    def _parts(self, indices: range, step: int) -> Generator[None, None, _Parts]:
+        """Collect slices, thinned by a step in-plane; yields now and then."""
         images, odds, seeds = [], [], []
-        for k in indices:
+        for place, k in enumerate(indices, 1):
+            if place % BREATH == 0:
+                yield
             grey, said, sown = self._slice(k)
             images.append(_thinned(grey, step))
             odds.append(_thinned(said, step))
