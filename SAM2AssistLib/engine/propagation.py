@@ -52,6 +52,7 @@ class Job:
     ----------
     recorder : through which its mask is written.
     plane : its slices.
+    anew : whether, with prompts enough, all of it may settle on edges anew.
     gaps : between its prompted slices, still to be filled.
     lanes : running in them.
     found : states of the visited slices.
@@ -63,6 +64,7 @@ class Job:
     recorder: Recorder
     plane: Plane
     options: EngineOptions
+    anew: bool = True
     gaps: list[Gap] = field(init=False)
     lanes: list[Lane] = field(default_factory=list)
     found: dict[int, SliceState] = field(default_factory=dict)
@@ -247,12 +249,12 @@ class Job:
         Yields the index of each slice that has changed, and now and then None.
 
         The first prompted slices stay as they are: what was shown there has been seen, and accepted or prompted again.
-        With more of them, they give way a little where they do not go together.
+        With more of them, they give way where they do not go together.
         """
         if not self.options.sharpens:
             return
         record = self.recorder.record
-        yield from sharpen(self.plane, self.recorder, *to_settle(record.findings, self._shown))
+        yield from sharpen(self.plane, self.recorder, *to_settle(record.findings, self._shown, anew=self.anew))
         record.findings = replace(record.findings, unsettled=frozenset())
         self.sharp = True
 

@@ -27,6 +27,7 @@ from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.propagation import Job, Propagation, Step
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
 from SAM2AssistLib.engine.self_prompted import SelfPromptedSession
+from SAM2AssistLib.engine.sharpening import gives_way
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, box_from_ras, point_from_ras
 from SAM2AssistLib.volume import CTVolume, Window
@@ -327,11 +328,22 @@ class Session(SelfPromptedSession):
                 new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})
             record.findings = new.with_state(index, state)
             recorder.write(axis, index, self._plane(axis).shown(new, index, state))
+            if gives_way(old) and not gives_way(record.findings):
+                self._hold_again(recorder, axis)
+
+    def _hold_again(self, recorder: Recorder, axis: int) -> None:
+        """Let prompted slices that have given way show again what their prompts give, and the others settle on that."""
+        record = recorder.record
+        findings, plane = record.findings, self._plane(axis)
+        own = {k: s for k, s in findings.states.items() if not s.backed and record.slice_of(axis, k).any()}
+        for k in set(own) & set(findings.conditioning):
+            recorder.write(axis, k, plane.shown(findings, k, own[k]))
+        record.findings = replace(findings, unsettled=findings.unsettled | set(own))
 
     # Propagation
 
     def propagate(
-        self, segments: Sequence[Segment] | None = None, *, sharpen: bool = True
+        self, segments: Sequence[Segment] | None = None, *, sharpen: bool = True, anew: bool = True
     ) -> Generator[Step, None, None]:
         """Carry segments from their prompted slices through the volume.
 
@@ -343,6 +355,8 @@ class Session(SelfPromptedSession):
         ----------
         segments : all that have prompts, if not given.
         sharpen : whether masks settle on the edges of the image in the end, if the engine's options allow it.
+        anew : whether, as soon as three slices of a segment are prompted, all of it may settle anew and these slices
+            with it; else only what is visited.
 
         Yields
         ------
@@ -356,12 +370,13 @@ class Session(SelfPromptedSession):
         chosen = [r for r in records if r.findings.prompts and (r.findings.stale or r.findings.unsettled or fresh)]
         recorders = [Recorder(f"propagate {r.handle.name}", r) for r in chosen]
         self._cancelled = False
-        self._running = self._propagate(recorders, sharpen=sharpen)
+        self._running = self._propagate(recorders, sharpen=sharpen, anew=anew)
         return self._running
 
-    def _propagate(self, recorders: list[Recorder], *, sharpen: bool) -> Generator[Step, None, None]:
+    def _propagate(self, recorders: list[Recorder], *, sharpen: bool, anew: bool) -> Generator[Step, None, None]:
         options = replace(self.engine.options, sharpens=sharpen and self.engine.options.sharpens)
-        run = Propagation([Job(r, self._plane(self.segment_axis(r.record.handle)), options) for r in recorders])
+        planes = [self._plane(self.segment_axis(r.record.handle)) for r in recorders]
+        run = Propagation([Job(r, plane, options, anew) for r, plane in zip(recorders, planes, strict=True)])
         try:
             for step in run.run():
                 yield step

@@ -51,8 +51,8 @@ BOX_SLACK = 0.1
 SPECK_MM2, SPECK_SHARE = 15.0, 20
 """A hole or an island on a slice is noise if it is smaller than this, and by this factor smaller than the largest."""
 YIELD_FROM, YIELD_FORCE = 3, 0.05
-"""As soon as so many slices are prompted, what their prompts have given is held no more firmly than this. A click says
-one place; what the network makes of the rest of its slice may be worse than what other slices and the edges say."""
+"""As soon as so many slices are prompted, they are not fixed any more but held by this force. A click says one place;
+what the network makes of the rest of its slice may be worse than what other slices and the edges say."""
 LEAST_LEFT = 0.5
 """Share of a segment that has to be left; else it stays as the network has it."""
 COARSE_VOXELS, FINE_VOXELS = 400_000, 1_500_000
@@ -79,8 +79,8 @@ class _Region:
 Settled = tuple[int, Mask]
 
 
-def to_settle(findings: Findings, shown: Callable[[int], bool]) -> tuple[set[int], set[int]]:
-    """Choose the slices that settle after a propagation, and the prompted ones that give way a little meanwhile.
+def to_settle(findings: Findings, shown: Callable[[int], bool], *, anew: bool) -> tuple[set[int], set[int]]:
+    """Choose the slices that settle after a propagation, and the prompted ones that give way meanwhile.
 
     With few prompts that is what has just been visited. Later everything settles anew, for each prompt tells more of
     what the segment looks like; but where Auto-Segment has had a part, other segments have had their say as well.
@@ -89,14 +89,19 @@ def to_settle(findings: Findings, shown: Callable[[int], bool]) -> tuple[set[int
     ----------
     findings : states and prompts of the segment.
     shown : tells whether the segment is on a slice. Where a user has said that it is not, it stays away.
+    anew : whether more may settle than has just been visited.
     """
     prompted = set(findings.conditioning)
     visited = set(findings.unsettled) - prompted
-    if not visited or len(prompted) < YIELD_FROM:
+    if not visited or not anew or not gives_way(findings):
         return visited, set()
-    there = {k for k in findings.states if shown(k)}
-    again = {k for k in there - prompted if not findings.states[k].backed}
-    return visited | again, {k for k in there & prompted if not findings.is_drawn(k)}
+    there = {k for k, state in findings.states.items() if shown(k) and not state.backed and not findings.is_drawn(k)}
+    return visited | there - prompted, there & prompted
+
+
+def gives_way(findings: Findings) -> bool:
+    """Whether enough slices are prompted for none of them to be the last word."""
+    return len(findings.conditioning) >= YIELD_FROM
 
 
 def sharpen(
@@ -139,7 +144,7 @@ def sharpened(
     mask_of : gives the segment's present mask (rows, columns) of a slice.
     indices : of the slices that may change; those among them that a user has drawn, or that no prompt or propagation
         has reached, stay as they are.
-    giving_way : further ones, that may change a little; see `to_settle`.
+    giving_way : further ones, prompted, that are held more firmly; see `to_settle`.
 
     Yields
     ------
@@ -298,12 +303,9 @@ class _Walker:
         """Return grey values, the network's log odds, and seeds of a slice's region."""
         region = self.region
         grey = torch.from_numpy(self._grey(index)[region.rows, region.columns]).to(self.device)
-        if index not in self.free or index in self.giving_way:
+        if index not in self.free:
             mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
-            odds = (mask.float() * 2 - 1) * PRIOR_LIMIT
-            if index not in self.free:
-                return grey, odds, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
-            return grey, odds, torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
+            return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
         state = self.findings.states[index]
         values, inside = uncut(state.logits, state.view, self.plane.shape)
         whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)

@@ -190,15 +190,22 @@ class Desk:
         yield from self._patches(mark, {})
         yield self._confidence(segment_id)
 
-    def propagate(self, segment_ids: Sequence[str] | None = None) -> Iterator[Patch | Progress | Confidence | Note]:
-        """Carry segments from their prompted slices through the volume, slice by slice; may be left at any time."""
+    def propagate(
+        self, segment_ids: Sequence[str] | None = None, *, anew: bool = True
+    ) -> Iterator[Patch | Progress | Confidence | Note]:
+        """Carry segments from their prompted slices through the volume, slice by slice; may be left at any time.
+
+        Parameters
+        ----------
+        anew : see `Session.propagate`.
+        """
         yield from self.begin()
         session, mark = self.session, self.mark
         known = {segment.id: key for key, segment in self._present().items()}
         chosen = [s for key, s in self._present().items() if segment_ids is None or key in segment_ids]
         sent: dict[tuple[int, int, int], bytes] = {}
         # Left half-way, what is finished is a step of undo at once, and told: several slices are finished together.
-        with suppress(Leave), closing(session.propagate(chosen)) as steps:
+        with suppress(Leave), closing(session.propagate(chosen, anew=anew)) as steps:
             for step in steps:
                 patch = self._patch(known[step.segment.id], step.segment, step.axis, step.index)
                 sent[step.segment.id, step.axis, step.index] = packed(patch.mask)

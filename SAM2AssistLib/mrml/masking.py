@@ -55,6 +55,16 @@ class Rules:
             editor.OverwriteVisibleSegments: Overlap.OVERWRITE_VISIBLE,
         }.get(editor.GetOverwriteMode(), Overlap.ALLOW)
 
+    def confine(self) -> bool:
+        """Tell whether predictions take voxels from other segments, or have to keep to an area."""
+        import slicer
+
+        editor = self.editor_node()
+        if editor is None:
+            return False
+        everywhere = editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+        return self.overlap() is not Overlap.ALLOW or not everywhere or bool(editor.GetSourceVolumeIntensityMask())
+
     def editable(
         self, painter: Painter, segment_id: str, axis: int, index: int, values: NDArray[Any]
     ) -> NDArray[np.bool_] | None:

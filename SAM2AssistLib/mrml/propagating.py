@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from SAM2AssistLib.engine.worker import Rank, Task
 from SAM2AssistLib.mrml.desk import Desk
 from SAM2AssistLib.mrml.journal import Journal, Step
+from SAM2AssistLib.mrml.masking import Rules
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -30,6 +31,7 @@ class Propagating:
     ----------
     journal : of the steps that a propagation belongs to.
     desk : the engine's side.
+    rules : what predictions have to keep to.
     submit, begin, told : of the workspace: brings work to the engine's thread, opens a step, tells of an error.
 
     Attributes
@@ -37,8 +39,16 @@ class Propagating:
     running : the task that ends as soon as the user does anything here; not only propagations are.
     """
 
-    def __init__(self, journal: Journal, desk: Desk, submit: Submit, begin: Callable[[str], Step], told: End) -> None:
-        self.journal, self.desk = journal, desk
+    def __init__(
+        self,
+        journal: Journal,
+        desk: Desk,
+        rules: Rules,
+        submit: Submit,
+        begin: Callable[[str], Step],
+        told: End,
+    ) -> None:
+        self.journal, self.desk, self.rules = journal, desk, rules
         self._submit, self._begin, self._told = submit, begin, told
         self.running: Task | None = None
         self._unfinished: set[str] = set()
@@ -65,7 +75,11 @@ class Propagating:
             if step.empty and self._gave_way is None:
                 self.journal.withdraw(step)
 
-        task = self.running = self._submit(_("propagate"), step, lambda: self.desk.propagate(chosen), ended, Rank.LATER)
+        # What was left to other segments, or to another area, since it was predicted is not to be predicted again.
+        anew = not self.rules.confine()
+        task = self.running = self._submit(
+            _("propagate"), step, lambda: self.desk.propagate(chosen, anew=anew), ended, Rank.LATER
+        )
 
     def go_on(self, step: Step, segment_id: str) -> None:
         """Propagate a segment, and those that were interrupted."""

@@ -76,7 +76,7 @@ class Workspace:
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
-        self._propagating = Propagating(self.journal, desk, self._submit, self._begin, self._told)
+        self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told)
         self._wanted: list[frozenset[str]] = []
         self._held: set[tuple[str, int, int]] = set()
         self._touched = False

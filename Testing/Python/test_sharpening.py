@@ -108,11 +108,51 @@ def test_what_was_drawn_emptied_or_found_by_auto_segment_does_not_give_way(bar_s
     session.add_mask(segment, 7, bar[7])
     run(session)
     findings = session._record(segment).findings
-    states = findings.states | {5: replace(findings.states[5], backed=True)}
-    nothing_new = replace(findings, states=states)
-    one_new = replace(nothing_new, unsettled=frozenset({6}))
-    assert sharpening.to_settle(one_new, lambda k: k not in {1, 4}) == ({0, 3, 6, 8}, {2})
-    assert sharpening.to_settle(nothing_new, lambda k: k not in {1, 4}) == (set(), set())
+
+    def chosen(backed, empty, anew=True, unsettled=(6,)):
+        states = {k: replace(s, backed=k in backed) for k, s in findings.states.items()}
+        told = replace(findings, states=states, unsettled=frozenset(unsettled))
+        return sharpening.to_settle(told, lambda k: k not in empty, anew=anew)
+
+    assert chosen({5}, {1, 4}) == ({0, 3, 6, 8}, {2})
+    assert chosen({2, 5}, {1}) == ({0, 3, 6, 8}, {4})
+    assert chosen({5}, {1, 4}, anew=False) == ({6}, set())
+    assert chosen({5}, {1, 4}, unsettled=()) == (set(), set())
+
+
+def test_without_the_prompt_that_made_others_give_way_they_are_as_they_would_have_been(
+    bar_session, half_an_answer, an_engine
+):
+    session, bar = bar_session
+    segment = session.add_segment("bar")
+    for k in (2, 4, 7):
+        click(session, segment, (k, 48 + (k - 4) * 2, 44))
+    run(session)
+    session.remove_prompt(segment, session.prompts(segment)[-1])
+    run(session)
+    with an_engine.open(session.volume) as other:
+        twice = other.add_segment("bar")
+        for k in (2, 4):
+            click(other, twice, (k, 48 + (k - 4) * 2, 44))
+        run(other)
+        assert np.array_equal(session.mask(segment), other.mask(twice))
+
+
+def test_settling_again_changes_nothing_and_neither_does_an_interruption(bar_session, half_an_answer):
+    session, bar = bar_session
+    segment = session.add_segment("bar")
+    for k in (2, 4, 7):
+        click(session, segment, (k, 48 + (k - 4) * 2, 44))
+    run(session)
+    whole = session.mask(segment)
+    record = session._record(segment)
+    for count in (1, 4, 9):
+        record.findings = replace(record.findings, unsettled=frozenset({3}))
+        for number, _ in enumerate(session.propagate()):
+            if number == count:
+                break
+        run(session)
+        assert np.array_equal(session.mask(segment), whole)
 
 
 def test_nothing_settles_unless_asked_for(bar_session, a_bare_engine):
