@@ -16,6 +16,7 @@ from mrml_desk import Desk, desk  # noqa: E402, F401
 from mrml_scene import paint  # noqa: E402
 from mrml_view import RecordingView  # noqa: E402
 
+from SAM2AssistLib.engine.session import Session  # noqa: E402
 from SAM2AssistLib.mrml.desk import Patch  # noqa: E402
 from SAM2AssistLib.mrml.panel import Panel  # noqa: E402
 from SAM2AssistLib.mrml.voxels import array_of_labelmap  # noqa: E402
@@ -165,6 +166,34 @@ def test_other_segments_give_way_only_where_that_was_asked_for_and_come_back_by_
     assert desk.assistant.wait()
     for segment_id in (seen, hidden):
         np.testing.assert_array_equal(desk.mask(segment_id), everything)
+
+
+CONFINED = [
+    lambda editor: editor.SetOverwriteMode(editor.OverwriteAllSegments),
+    lambda editor: editor.SetOverwriteMode(editor.OverwriteVisibleSegments),
+    lambda editor: editor.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments),
+    lambda editor: editor.SetSourceVolumeIntensityMask(True),
+]
+
+
+@pytest.mark.parametrize("confine", [None, *CONFINED])
+def test_where_segments_or_areas_exclude_one_another_only_what_is_visited_settles(
+    desk: Desk,  # noqa: F811
+    panel: Panel,
+    monkeypatch: pytest.MonkeyPatch,
+    confine: Any,
+) -> None:
+    told, propagate = [], Session.propagate
+
+    def noting(self: Session, *args: Any, anew: bool, **kwargs: Any) -> Any:
+        told.append(anew)
+        return propagate(self, *args, anew=anew, **kwargs)
+
+    monkeypatch.setattr(Session, "propagate", noting)
+    if confine is not None:
+        confine(panel.editor_node())
+    clicked(desk)
+    assert set(told) == {confine is None}
 
 
 def test_other_segments_are_spared_by_the_editable_area_outside_of_them(desk: Desk, panel: Panel) -> None:  # noqa: F811
