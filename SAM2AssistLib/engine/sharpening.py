@@ -156,10 +156,11 @@ def sharpened(
     # A single slice is settled by itself: what its neighbours show may be what the click is to correct.
     beside = 1 if len(indices) + len(giving_way) > 1 else 0
     first, last = max(0, min(free) - beside), min(plane.slices - 1, max(free) + beside)
-    region = _region(plane, findings, mask_of, first, last)
+    prompts = _in_force(findings)
+    region = _region(plane, prompts, mask_of, first, last)
     if region is None:
         return
-    yield from _Walker(plane, findings, mask_of, free, giving_way, region).run()
+    yield from _Walker(plane, findings, prompts, mask_of, free, giving_way, region).run()
 
 
 def _in_force(findings: Findings) -> list[PlacedPrompt]:
@@ -168,7 +169,9 @@ def _in_force(findings: Findings) -> list[PlacedPrompt]:
     return [p for n, p in enumerate(findings.prompts) if p.mask is None and n > drawn.get(p.index, -1)]
 
 
-def _region(plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], first: int, last: int) -> _Region | None:
+def _region(
+    plane: Plane, prompts: Collection[PlacedPrompt], mask_of: Callable[[int], Mask], first: int, last: int
+) -> _Region | None:
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for k in range(first, last + 1):
         mask = mask_of(k)
@@ -177,7 +180,7 @@ def _region(plane: Plane, findings: Findings, mask_of: Callable[[int], Mask], fi
             columns = np.flatnonzero(mask.any(axis=0))
             low = np.minimum(low, (rows[0], columns[0]))
             high = np.maximum(high, (rows[-1], columns[-1]))
-    said = [p for p in _in_force(findings) if first <= p.index <= last]
+    said = [p for p in prompts if first <= p.index <= last]
     placed = [p.points for p in said if p.is_box or p.says_present]
     if placed:
         low = np.minimum(low, np.concatenate(placed).min(axis=0))
@@ -204,6 +207,7 @@ class _Walker:
         self,
         plane: Plane,
         findings: Findings,
+        prompts: Collection[PlacedPrompt],
         mask_of: Callable[[int], Mask],
         free: Collection[int],
         giving_way: Collection[int],
@@ -215,7 +219,7 @@ class _Walker:
         self.device = plane.network.device
         rows, columns = region.size
         self.step = max(1, int(np.ceil(np.sqrt(len(self.slices) * rows * columns / COARSE_VOXELS))))
-        self.prompts = _in_force(findings)
+        self.prompts = prompts
         self.clicked = [(p, float(self._grey(p.index)[self._pixel(p)])) for p in self.prompts if not p.is_box]
 
     def run(self) -> Iterator[Settled | None]:

@@ -57,13 +57,8 @@ class Rules:
 
     def confine(self) -> bool:
         """Tell whether predictions take voxels from other segments, or have to keep to an area."""
-        import slicer
-
         editor = self.editor_node()
-        if editor is None:
-            return False
-        everywhere = editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
-        return self.overlap() is not Overlap.ALLOW or not everywhere or bool(editor.GetSourceVolumeIntensityMask())
+        return editor is not None and (self.overlap() is not Overlap.ALLOW or _masks_an_area(editor))
 
     def editable(
         self, painter: Painter, segment_id: str, axis: int, index: int, values: NDArray[Any]
@@ -84,17 +79,14 @@ class Rules:
         import slicer
 
         editor = self.editor_node()
-        if editor is None:
+        if editor is None or not _masks_an_area(editor):
             return None
         modes, mode = slicer.vtkMRMLSegmentationNode, editor.GetMaskMode()
-        by_intensity, everywhere = editor.GetSourceVolumeIntensityMask(), mode == modes.EditAllowedEverywhere
-        if everywhere and not by_intensity:
-            return None
         allowed = np.ones(values.shape, bool)
-        if by_intensity:
+        if editor.GetSourceVolumeIntensityMask():
             low, high = editor.GetSourceVolumeIntensityMaskRange()
             allowed &= (values >= low) & (values <= high)
-        if everywhere:
+        if mode == modes.EditAllowedEverywhere:
             return allowed
         outside = mode in (modes.EditAllowedOutsideAllSegments, modes.EditAllowedOutsideVisibleSegments)
         if mode == modes.EditAllowedInsideSingleSegment:
@@ -107,3 +99,11 @@ class Rules:
             if not (outside and other == segment_id):
                 inside |= painter.voxels(other).read_slice(axis, index)
         return allowed & (~inside if outside else inside)
+
+
+def _masks_an_area(editor: Any) -> bool:
+    """Whether not everything may be edited."""
+    import slicer
+
+    everywhere = editor.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+    return not everywhere or bool(editor.GetSourceVolumeIntensityMask())
