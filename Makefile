@@ -22,6 +22,8 @@ VENV := .venv
 OUT ?= demo-output
 CT ?=
 PYTEST_ARGS ?=
+# Processes that share the tests, file by file; each needs 2 GB.
+WORKERS ?= 2
 # Read by the shell and not by make, so that any character may be in a file name.
 export CT OUT
 
@@ -59,7 +61,7 @@ types: setup-dev
 
 pytest: setup-dev
 	$(SAY) 'Tests (pytest)'
-	@QT_QPA_PLATFORM=offscreen $(RUN) pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen $(RUN) pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # Those that need a program say so where it is absent, and are skipped.
 test-dicom: setup-dev

@@ -35,6 +35,7 @@ _SECRETS = {
     "the date of birth ": f"{BIRTH_DATE[:4]}-{BIRTH_DATE[4:6]}-{BIRTH_DATE[6:]}",
     "a UID": PYDICOM_ROOT_UID,
 }
+_REPORT = "dicom privacy"
 _PATTERNS = {what: re.compile(re.escape(secret).encode(), re.IGNORECASE) for what, secret in _SECRETS.items()}
 
 
@@ -160,6 +161,15 @@ class PrivacyGuard(logging.Handler):
                 self._search(path)
         if self.leaks and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if (told := getattr(session.config, "workeroutput", None)) is not None:
+            told[_REPORT] = {"searched": dict(self.searched), "leaks": self.leaks}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker of pytest-xdist has found, whose exit status nobody asks for."""
+        told = getattr(node, "workeroutput", {}).get(_REPORT, {"searched": {}, "leaks": []})
+        self.searched.update(told["searched"])
+        self.leaks += told["leaks"]
 
     def _search(self, path: Path) -> None:
         """Search one file, or the name of a folder; DICOM and what the archive stores are meant to name the patient."""

@@ -38,6 +38,8 @@ LEFT_BEHIND = {
     "file_name": f"(tmp_path / '{FAMILY_NAME}.png').touch()",
     "compressed_file": f"(tmp_path / 'a.nii.gz').write_bytes(gzip.compress(b'{FAMILY_NAME}'))",
 }
+WORKERS = ("0", "2")
+"""Processes that run the tests; with 0 it is the one that was called."""
 HARMLESS = {
     "dicom_file": f"(tmp_path / 'a.dcm').write_bytes(bytes(128) + b'DICM' + b'{PATIENT_ID}')",
     "nothing": "print('Reading the series'); logging.getLogger('x').error('no'); refuse('It is damaged.', None)",
@@ -72,16 +74,16 @@ def inner_runs(tmp_path_factory):
         tests = [f"def test_{kind}(tmp_path, capfd):\n    {code}\n" for kind, code in kinds.items()]
         (folder / f"{name}.py").write_text("\n".join([SETTING, *tests]))
     said = run_pytest(folder, "test_dicom_said.py", "test_fine.py")
-    left = run_pytest(folder, "test_dicom_left.py")
+    left = {workers: run_pytest(folder, "-n", workers, "test_dicom_left.py") for workers in WORKERS}
     for path in folder.iterdir():  # they name the patient, and this run is searched too
         if path.is_file():
             path.unlink()
     return said, left
 
 
-def run_pytest(folder, *files):
+def run_pytest(folder, *arguments):
     """Run tests in a folder, with the modules beside this one."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -108,9 +110,10 @@ def test_tests_of_other_things_are_left_alone(inner_runs, kind):
     assert not has_failed(inner_runs[0], "test_fine", kind)
 
 
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("kind", LEFT_BEHIND)
-def test_a_run_that_leaves_the_patient_in_a_file_or_warning_fails(inner_runs, kind):
-    done = inner_runs[1]
+def test_a_run_that_leaves_the_patient_in_a_file_or_warning_fails(inner_runs, kind, workers):
+    done = inner_runs[1][workers]
     assert f"{len(LEFT_BEHIND)} passed" in done.stdout
     assert done.returncode == 1
     assert re.search(rf"^LEAK test_{kind}\b|^LEAK test_{kind}\d", done.stdout, re.MULTILINE)

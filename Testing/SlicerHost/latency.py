@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Answers:
-    """What was measured; milliseconds."""
+    """What was measured; milliseconds, but for the numbers of clicks answered, of beats and of slices."""
 
     clicks: int
     click_to_segment_median: float
@@ -34,6 +34,7 @@ class Answers:
     propagation_longest_block: float
     propagation_longest_own_work: float
     propagation_95th_percentile_block: float
+    propagation_beats: int
     idle_longest_block: float
     slices: int
 
@@ -96,13 +97,14 @@ def measure(host: Any, volume: Any, mask_kji: Any, clicks: int) -> Answers:
         settle()
     pauses = sorted(beat.pauses_ms)
     return Answers(
-        clicks,
+        len(times),
         statistics.median(times),
         max(times),
         statistics.median(works),
         beat.longest_ms,
         beat.longest_cpu_ms,
         pauses[int(0.95 * (len(pauses) - 1))],
+        beat.beats,
         idle.longest_ms,
         len(slices),
     )
