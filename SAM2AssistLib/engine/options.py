@@ -26,6 +26,8 @@ class EngineOptions:
     drawn_prompts, carried_logits : None follows the model's catalogue entry; False does without.
     stretch : the whole slice is stretched to the network's square instead of padded.
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
+    corrects_locally : a click on a slice that is shown already changes it around the click, see `local_corrections`.
+        Otherwise the network decodes the whole slice again.
     half : on a CPU with AMX, all is computed in bfloat16. None follows the model's catalogue entry.
     exact : on a CPU, nothing is computed in bfloat16, whatever the model bears.
     cache_bytes, cache_slices : of slice features on the engine's device, for each axis in use; what is reached first.
@@ -46,6 +48,7 @@ class EngineOptions:
     carried_logits: bool | None = None
     stretch: bool = False
     prompts_decide: bool = True
+    corrects_locally: bool = True
     half: bool | None = None
     exact: bool = False
     cache_bytes: int = 2 << 30
@@ -70,5 +73,6 @@ class EngineOptions:
             carried_logits=False,
             stretch=True,
             prompts_decide=False,
+            corrects_locally=False,
             exact=True,
         )

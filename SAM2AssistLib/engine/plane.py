@@ -20,6 +20,7 @@ from SAM2AssistLib.engine.local_clicks import (
     heeded,
     merged_around,
 )
+from SAM2AssistLib.engine.local_corrections import is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -28,6 +29,7 @@ from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
 from SAM2AssistLib.engine.sharpening import sharpened_slice
 from SAM2AssistLib.engine.tracker import Tracker
 from SAM2AssistLib.engine.views import View, cut, stretched_slice, uncut, whole_slice
+from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.volume import CTVolume, Window
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ MOST_LOOKS = 3
 """How often one prompt may be decoded through a better fitting view."""
 CLOSER_FROM = 0.75
 """A view must be smaller than this share of the present one to be worth another look."""
+LEAST_AGREEMENT = 0.5
+"""Dice of what the network makes of a click and of what is shown after it, from which the former is remembered."""
 
 
 class Plane:
@@ -94,20 +98,68 @@ class Plane:
             state = self._decode_next(findings, index, findings.on(index)[:count], state)
         return state
 
-    def preview(self, findings: Findings, placed: PlacedPrompt) -> np.ndarray:
-        """Return the mask (rows, columns) bool that one more prompt would give on its slice; nothing is changed."""
-        index = placed.index
-        bases = findings.bases if index in findings.bases else {**findings.bases, index: findings.states.get(index)}
-        asked = replace(findings, axis=self.axis, prompts=(*findings.prompts, placed), bases=bases)
-        return self.shown(asked, index, self.decode_last(asked, index))
+    def answer(
+        self, findings: Findings, placed: PlacedPrompt, before: np.ndarray
+    ) -> tuple[PlacedPrompt, SliceState, np.ndarray]:
+        """Answer one more prompt; nothing is changed.
+
+        Parameters
+        ----------
+        findings : without the prompt.
+        before : (rows, columns) bool, what is shown of the segment on the prompt's slice.
+
+        Returns
+        -------
+        The prompt as it is to be kept, and the state and the mask (rows, columns) bool that it gives its slice.
+        """
+        asked = findings.asked(placed, self.axis)
+        state = self.decode_last(asked, placed.index)
+        said = self.shown(asked, placed.index, state)
+        if not self._corrects(findings, placed, before):
+            return placed, state, said
+        pixel = placed.pixel(self.shape)
+        if placed.says_present:
+            mask = with_part(before, said, pixel, self.grey(placed.index), self.spacing_mm)
+        elif said.any() or not is_middle(before, pixel, self.spacing_mm):
+            mask = without_lobe(before, pixel, self.spacing_mm)
+        else:
+            return placed, state, said
+        placed = replace(placed, mask=mask, before=before.copy())
+        return placed, self._remembered(placed, state, findings.states.get(placed.index)), mask
+
+    def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:
+        """Return the mask (rows, columns) bool that one more prompt would give on its slice; see `answer`."""
+        return self.answer(findings, placed, np.zeros(self.shape, bool) if before is None else before)[-1]
+
+    def _corrects(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray) -> bool:
+        """Whether a prompt is to change no more than what is around it."""
+        if placed.is_box or placed.is_drawing or not self.network.options.corrects_locally:
+            return False
+        earlier = findings.on(placed.index)
+        if not earlier:
+            return bool(before.any()) or placed.index in findings.states
+        # Where there are clicks and nothing else, the next one is the network's to understand with them.
+        return findings.bases.get(placed.index) is not None or any(p.is_box or p.mask is not None for p in earlier)
 
     def _decode_next(
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], before: SliceState | None
     ) -> SliceState:
         last = prompts[-1]
-        if last.mask is not None:
-            return self._from_mask(index, last.mask)
-        return self._from_points(findings, index, prompts, before)
+        if last.is_drawing:
+            return self._from_mask(index, last.drawn)
+        state = self._from_points(findings, index, prompts, before)
+        return state if last.mask is None else self._remembered(last, state, before)
+
+    def _remembered(self, click: PlacedPrompt, state: SliceState, before: SliceState | None) -> SliceState:
+        """Return what is remembered of a slice that a click has corrected.
+
+        What the network has made of the click tells other slices more than the corrected mask does: what was meant, and
+        not only where. But if it is something else than what is shown, the latter counts.
+        """
+        if state.shows and dice(self.tracker.mask_of(state), click.drawn) >= LEAST_AGREEMENT:
+            return state
+        backed = before is not None and before.backed and bool(click.drawn.any())
+        return replace(self._from_mask(click.index, click.drawn), backed=backed)
 
     def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask (rows, columns) bool: the user's own if that came last, else the network's."""
@@ -119,9 +171,14 @@ class Plane:
     def shown(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask as it is shown: `mask_of`, settled on the edges of the image."""
         mask = self.mask_of(findings, index, state)
-        if not self.network.options.sharpens or state is None:
+        settled = findings.on(index) and findings.on(index)[-1].mask is not None
+        if settled or state is None or not self.network.options.sharpens:
             return mask
         return sharpened_slice(self, findings.with_state(index, state), index, mask)
+
+    def grey(self, index: int) -> np.ndarray:
+        """Return a slice's grey values in the window; float32 (rows, columns) in [0, 1]."""
+        return self.window.apply(self.volume.slice_hu(self.axis, index))
 
     def probability_of(self, state: SliceState) -> np.ndarray:
         """Return how probable a state makes each pixel of its slice; float32 (rows, columns)."""
@@ -153,7 +210,7 @@ class Plane:
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], previous: SliceState | None
     ) -> SliceState:
         # An edited mask starts afresh: what was clicked before it is in it already.
-        edits = [n for n, p in enumerate(prompts) if p.mask is not None]
+        edits = [n for n, p in enumerate(prompts[:-1]) if p.mask is not None]
         prompts = prompts[edits[-1] + 1 :] if edits else prompts
         boxes, clicks = [p for p in prompts if p.is_box], [p for p in prompts if not p.is_box]
         # SAM2 is trained with one box, before the clicks; each further box is a further part of the segment.

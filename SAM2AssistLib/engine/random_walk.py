@@ -159,3 +159,15 @@ def walk(
         direction.mul_(now / left).add_(scaled)
         left = now
     return found.clamp_(0, 1)
+
+
+def walk_to_end(
+    passing: Sequence[Tensor], target: Tensor, force: Tensor, start: Tensor, *, steps: int, tolerance: float
+) -> Tensor:
+    """Do as `walk`, without a pause."""
+    walking = walk(passing, target, force, start, steps=steps, tolerance=tolerance)
+    while True:
+        try:
+            next(walking)
+        except StopIteration as done:
+            return done.value

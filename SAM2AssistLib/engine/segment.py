@@ -38,7 +38,9 @@ class PlacedPrompt:
     index : of the slice.
     points : (1, 2) position of a click, or (2, 2) corners of a box, or (0, 2) for a mask.
     labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
-    mask : (rows, columns) bool for a mask prompt, else None.
+    mask : (rows, columns) bool, the slice as it is after the prompt, of what was drawn or has corrected what was shown;
+        else None.
+    before : (rows, columns) bool, what such a click has found there; else None.
     reach : first and last slice of a box in three dimensions, else None.
     hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
     """
@@ -50,11 +52,39 @@ class PlacedPrompt:
     mask: np.ndarray | None = None
     reach: tuple[int, int] | None = None
     hint: SliceState | None = None
+    before: np.ndarray | None = None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The mask of a prompt that has one."""
+        assert self.mask is not None
+        return self.mask
+
+    def without(self, removed: PlacedPrompt) -> PlacedPrompt:
+        """Return the prompt as if an earlier one had not been there: what that has changed goes back."""
+        if self.is_drawing or self.before is None or removed.before is None or removed.index != self.index:
+            return self
+
+        def back(mask: np.ndarray) -> np.ndarray:
+            gone = (removed.before != removed.drawn) & (mask == removed.drawn)
+            return mask ^ gone
+
+        return replace(self, mask=back(self.drawn), before=back(self.before))
 
     @property
     def says_present(self) -> bool:
         """Whether it is a positive click."""
         return self.labels.tolist() == [1]
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether it is a mask and nothing else."""
+        return self.mask is not None and not len(self.labels)
+
+    def pixel(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the pixel (row, column) of a click on a slice of that shape."""
+        row, column = np.clip(np.rint(self.points[0]).astype(int), 0, np.array(shape) - 1)
+        return int(row), int(column)
 
     @property
     def is_box(self) -> bool:
@@ -84,6 +114,12 @@ class Findings:
     stale: frozenset[int] = frozenset()
     unsettled: frozenset[int] = frozenset()
 
+    def asked(self, placed: PlacedPrompt, axis: int) -> Findings:
+        """Return a copy with one more prompt."""
+        index = placed.index
+        bases = self.bases if index in self.bases else {**self.bases, index: self.states.get(index)}
+        return replace(self, axis=axis, prompts=(*self.prompts, placed), bases=bases)
+
     def on(self, index: int) -> tuple[PlacedPrompt, ...]:
         """Prompts on a slice, in order."""
         return tuple(p for p in self.prompts if p.index == index)
@@ -91,7 +127,7 @@ class Findings:
     def is_drawn(self, index: int) -> bool:
         """Whether a slice is as the user has drawn it, with no prompt on it since."""
         prompts = self.on(index)
-        return bool(prompts) and prompts[-1].mask is not None
+        return bool(prompts) and prompts[-1].is_drawing
 
     @property
     def limits(self) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from SAM2AssistLib.engine.blending import SliceOpinion, blend
 from SAM2AssistLib.engine.competition import settle_conflicts
 from SAM2AssistLib.engine.doubt import DoubtfulSlice, doubtful_slices
 from SAM2AssistLib.engine.history import Attempt, History, Recorder
+from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.segment import PlacedPrompt, Segment, SegmentRecord
 from SAM2AssistLib.engine.sharpening import sharpen
@@ -48,8 +49,14 @@ class SelfPromptedSession:
     def _plane(self, axis: int) -> Plane:
         raise NotImplementedError
 
-    def _place(
-        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str, *, sharpen: bool = True
+    def _take(
+        self,
+        record: SegmentRecord,
+        axis: int,
+        kept: Sequence[PlacedPrompt],
+        state: SliceState,
+        mask: np.ndarray,
+        title: str,
     ) -> np.ndarray:
         raise NotImplementedError
 
@@ -121,7 +128,13 @@ class SelfPromptedSession:
         settled = record.findings.axis
         if settled not in (None, axis):
             raise InputError(f"{segment.name!r} travels along {_AXIS_WORDS[settled or 0]}; prompt it on those slices.")
-        return self._place(record, axis, prompts, "template", sharpen=False)
+        self._interrupt()
+        plane, asked = self._plane(axis), record.findings
+        for prompt in prompts:
+            asked = asked.asked(prompt, axis)
+        index = prompts[0].index
+        state = plane.decode_last(asked, index)
+        return self._take(record, axis, prompts, state, plane.mask_of(asked, index, state), "template")
 
     def new_prompt_id(self) -> int:
         """Return a number that no prompt of this session has."""

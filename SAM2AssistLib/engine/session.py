@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from SAM2AssistLib.engine.history import Command, History, Recorder
+from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.network import Encoded
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.propagation import Job, Propagation, Step
@@ -194,7 +195,7 @@ class Session(SelfPromptedSession):
         index_kji = np.array(point.index_ijk)[::-1]
         index = self._nearest_slice(index_kji, axis)
         placed = PlacedPrompt(next(self._ids), index, _in_plane(index_kji, axis), np.array([int(point.positive)]))
-        return self._place(record, axis, [placed], "add point")
+        return self._place(record, axis, placed, "add point")
 
     def preview_point(self, segment: Segment | None, point: PointPrompt) -> np.ndarray | None:
         """Tell which mask (rows, columns) bool a click would give on its slice, and change nothing.
@@ -212,7 +213,8 @@ class Session(SelfPromptedSession):
         placed = PlacedPrompt(
             0, self._nearest_slice(index_kji, axis), _in_plane(index_kji, axis), np.array([int(point.positive)])
         )
-        return self._plane(axis).preview(old, placed)
+        shown = None if segment is None else self._record(segment).slice_of(axis, placed.index)
+        return self._plane(axis).preview(old, placed, shown)
 
     def encode_ahead(self, first_index: int) -> Iterator[Encoded]:
         """Encode slices from the one in view outward, so that a click on them is answered at once.
@@ -237,7 +239,7 @@ class Session(SelfPromptedSession):
         corners = np.concatenate([_in_plane(low, axis) - margin, _in_plane(high, axis) + margin])
         reach = (first, last) if box.axis is None else reach
         placed = PlacedPrompt(next(self._ids), (first + last) // 2, corners, np.array([2, 3]), reach=reach)
-        return self._place(record, axis, [placed], "add box")
+        return self._place(record, axis, placed, "add box")
 
     def add_mask(self, segment: Segment, index: int, mask: ArrayLike) -> np.ndarray:
         """Take an edited slice as a prompt, as it is.
@@ -262,7 +264,7 @@ class Session(SelfPromptedSession):
             )
         self.volume.slice_hu(axis, index)  # raises for a slice that is not there
         placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), edited)
-        return self._place(record, axis, [placed], "edit mask")
+        return self._place(record, axis, placed, "edit mask")
 
     def adopt(self, segment: Segment, slices: Mapping[int, np.ndarray], anchors: Sequence[int]) -> None:
         """Take slices made elsewhere over as they are: only the anchors become prompts, and nothing becomes stale.
@@ -284,8 +286,7 @@ class Session(SelfPromptedSession):
                 new = new.with_state(index, None)
             for index in anchors:
                 placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), slices[index])
-                bases = new.bases if index in new.bases else {**new.bases, index: None}
-                new = replace(new, prompts=(*new.prompts, placed), bases=bases)
+                new = new.asked(placed, axis)
                 new = new.with_state(index, plane.decode_last(new, index))
             record.findings = new
 
@@ -316,7 +317,8 @@ class Session(SelfPromptedSession):
         self._interrupt()
         axis, index = self.segment_axis(segment), prompt.index
         with self._recording("remove prompt", record) as recorder:
-            left = tuple(p for p in old.prompts if p.id != prompt.id)
+            place = [p.id for p in old.prompts].index(prompt.id)
+            left = (*old.prompts[:place], *(p.without(old.prompts[place]) for p in old.prompts[place + 1 :]))
             if not left:
                 record.findings = Findings()
                 for k in old.states:
@@ -441,19 +443,28 @@ class Session(SelfPromptedSession):
             f"slices along {_AXIS_WORDS[settled]}; draw the box on one of those slices or add another segment."
         )
 
-    def _place(
-        self, record: SegmentRecord, axis: int, placed: Sequence[PlacedPrompt], title: str, *, sharpen: bool = True
-    ) -> np.ndarray:
+    def _place(self, record: SegmentRecord, axis: int, placed: PlacedPrompt, title: str) -> np.ndarray:
         self._interrupt()
-        index = placed[0].index
+        before = record.slice_of(axis, placed.index)
+        kept, state, mask = self._plane(axis).answer(record.findings, placed, before)
+        return self._take(record, axis, [kept], state, mask, title)
+
+    def _take(
+        self,
+        record: SegmentRecord,
+        axis: int,
+        kept: Sequence[PlacedPrompt],
+        state: SliceState,
+        mask: np.ndarray,
+        title: str,
+    ) -> np.ndarray:
+        """Keep prompts of one slice, and the state and the mask that they have given it."""
+        index, old = kept[0].index, record.findings
         with self._recording(title, record) as recorder:
-            old = record.findings
-            bases = old.bases if index in old.bases else {**old.bases, index: old.states.get(index)}
-            new = replace(old, axis=axis, prompts=(*old.prompts, *placed), bases=bases).outdated(old, index)
-            plane = self._plane(axis)
-            state = plane.decode_last(new, index)
-            record.findings = new.with_state(index, state)
-            mask = plane.shown(new, index, state) if sharpen else plane.mask_of(new, index, state)
+            new = old
+            for prompt in kept:
+                new = new.asked(prompt, axis)
+            record.findings = new.outdated(old, index).with_state(index, state)
             recorder.write(axis, index, mask)
         return mask.copy()
 

@@ -165,8 +165,8 @@ def sharpened(
 
 def _in_force(findings: Findings) -> list[PlacedPrompt]:
     """List the boxes and clicks that still count: what was said of a slice before it was drawn is in the drawing."""
-    drawn = {p.index: n for n, p in enumerate(findings.prompts) if p.mask is not None}
-    return [p for n, p in enumerate(findings.prompts) if p.mask is None and n > drawn.get(p.index, -1)]
+    drawn = {p.index: n for n, p in enumerate(findings.prompts) if p.is_drawing}
+    return [p for n, p in enumerate(findings.prompts) if not p.is_drawing and n > drawn.get(p.index, -1)]
 
 
 def _region(
@@ -220,7 +220,8 @@ class _Walker:
         rows, columns = region.size
         self.step = max(1, int(np.ceil(np.sqrt(len(self.slices) * rows * columns / COARSE_VOXELS))))
         self.prompts = prompts
-        self.clicked = [(p, float(self._grey(p.index)[self._pixel(p)])) for p in self.prompts if not p.is_box]
+        clicks = (p for p in prompts if not p.is_box)
+        self.clicked = [(p, float(plane.grey(p.index)[p.pixel(plane.shape)])) for p in clicks]
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
@@ -306,7 +307,7 @@ class _Walker:
     def _slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return grey values, the network's log odds, and seeds of a slice's region."""
         region = self.region
-        grey = torch.from_numpy(self._grey(index)[region.rows, region.columns]).to(self.device)
+        grey = torch.from_numpy(self.plane.grey(index)[region.rows, region.columns]).to(self.device)
         if index not in self.free:
             mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
             return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
@@ -327,7 +328,7 @@ class _Walker:
             for box in boxes:
                 beyond[_loosened(box, self.plane.shape)] = False
             # Who clicks beyond a box has found it too small.
-            if not any(p.says_present and beyond[self._pixel(p)] for p in here):
+            if not any(p.says_present and beyond[p.pixel(self.plane.shape)] for p in here):
                 seeds[beyond] = OUTSIDE
         limits = self.findings.limits
         if limits is not None and not limits[0] <= index <= limits[1]:
@@ -337,20 +338,13 @@ class _Walker:
             away = abs(index - click.index) * self.plane.distance_mm
             if away > CLICK_MM:
                 continue
-            grey = self._grey(index) if grey is None else grey
+            grey = self.plane.grey(index) if grey is None else grey
             word = INSIDE if click.says_present else OUTSIDE
             ball, part = _disc(click.points[0], np.sqrt(CLICK_MM**2 - away**2), self.plane)
             seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = word
             if not away:
-                seeds[self._pixel(click)] = word
+                seeds[click.pixel(self.plane.shape)] = word
         return seeds
-
-    def _pixel(self, click: PlacedPrompt) -> tuple[int, int]:
-        row, column = np.clip(np.rint(click.points[0]).astype(int), 0, np.array(self.plane.shape) - 1)
-        return int(row), int(column)
-
-    def _grey(self, index: int) -> NDArray[np.float32]:
-        return self.plane.window.apply(self.plane.volume.slice_hu(self.plane.axis, index))
 
     def _spacing(self, step: int) -> tuple[float, float, float]:
         row, column = self.plane.spacing_mm

@@ -262,7 +262,8 @@ def test_another_axis_that_is_chosen_while_points_are_placed_holds_for_the_next(
     assert desk.assistant.wait()
     panel.set_parameters(choices(desk, axis="coronal", autoPropagate=False))
     before = desk.mask()
-    click(desk, RIGHT)
+    k, i = np.argwhere(~before[:, RIGHT[1]])[0]
+    click(desk, (k, RIGHT[1], i))
     assert desk.assistant.wait()
     (workspace,) = desk.assistant.workspaces
     assert workspace.desk.axis == desk.ct.array_axis_of("coronal") != 0

@@ -289,7 +289,7 @@ def test_removing_a_correction_shows_what_was_tracked_there_before(a_quick_sessi
     click(a_quick_session, a_segment, BALL)
     run(a_quick_session)
     tracked = a_quick_session.mask(a_segment)
-    click(a_quick_session, a_segment, (7, 32, 44))
+    click(a_quick_session, a_segment, (7, *np.argwhere(tracked[7])[0]), positive=False)
     assert not np.array_equal(a_quick_session.mask(a_segment), tracked)
     a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
     assert np.array_equal(a_quick_session.mask(a_segment), tracked)
