@@ -12,14 +12,7 @@ import torch
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
-from SAM2AssistLib.engine.local_clicks import (
-    GENTLE_MARGIN,
-    GENTLE_SPREAD,
-    MARGIN,
-    SPREAD,
-    heeded,
-    merged_around,
-)
+from SAM2AssistLib.engine.local_clicks import heeded
 from SAM2AssistLib.engine.local_corrections import is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
@@ -221,7 +214,7 @@ class Plane:
         view = self._view_for(everywhere, boxes, previous)
         if previous is None:
             previous = next((p.hint for p in prompts if p.hint is not None), None)
-        own, corrects = previous, previous is not None and previous.backed and not prompts[-1].is_box
+        backed = previous is not None and previous.backed and previous.shows and not prompts[-1].is_box
         pointed_at = self.network.options.prompts_decide and prompts[-1].says_present
         if pointed_at and previous is not None and not previous.shows:
             # What found nothing here has nothing to say where the user points; the nearest mask has.
@@ -233,16 +226,14 @@ class Plane:
             if better is None:
                 break
             view = better
-        logits = self._heeded(state, clicks, gently=corrects)
-        if own is not None and corrects:
-            logits = self._merged(own, state, logits, prompts[-1].points)
-            state = replace(state, backed=own.shows and state.shows)
+        state = replace(state, backed=backed and state.shows)
+        logits = self._heeded(state, clicks)
         if logits is state.logits:
             return state
         # The memory is to be of the mask that the user sees.
         return self.network.remember([index], [replace(state, logits=logits.to(state.logits.dtype))])[0]
 
-    def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt], *, gently: bool) -> torch.Tensor:
+    def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt]) -> torch.Tensor:
         """Let a mask be where the user says that it is, and not be where the user says that it is not."""
         if not self.network.options.prompts_decide or state.object_score <= 0:
             return state.logits
@@ -252,14 +243,7 @@ class Plane:
             for click in clicks
             for (x, y), label in zip(state.view.to_input(click.points, side), click.labels, strict=True)
         ]
-        return heeded(state.logits, placed, *((GENTLE_MARGIN, GENTLE_SPREAD) if gently else (MARGIN, SPREAD)))
-
-    def _merged(self, previous: SliceState, state: SliceState, logits: torch.Tensor, click: np.ndarray) -> torch.Tensor:
-        """Keep what a click does not point at, of a mask that more than the network has made."""
-        if not (previous.shows and state.shows):
-            return logits
-        x, y = state.view.to_input(click, len(logits))[0]
-        return merged_around(self.network.carried(previous, state.view), logits.float(), (float(y), float(x)))
+        return heeded(state.logits, placed)
 
     @staticmethod
     def _nearest_shown(findings: Findings, index: int) -> SliceState | None:

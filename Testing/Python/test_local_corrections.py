@@ -1,0 +1,173 @@
+"""A click on a mask that is shown corrects it around the click; the rest stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from blobs import click, draw_box, run
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from SAM2AssistLib.engine.local_corrections import LEAST_MM, LOBE_SHARE, depth_mm, is_middle, with_part, without_lobe
+from SAM2AssistLib.engine.options import EngineOptions
+from SAM2AssistLib.engine.plane import Plane
+
+SIDE = 48
+SQUARE_MM = (1.0, 1.0)
+MASKS = arrays(bool, (SIDE, SIDE)).map(lambda noise: ndimage.binary_opening(noise, iterations=1))
+PIXELS = st.tuples(*[st.integers(0, SIDE - 1)] * 2)
+SPACINGS = st.tuples(*[st.floats(0.5, 5.0)] * 2)
+BALL, ELSEWHERE = (5, 32, 20), 7
+
+
+def ball(row: float, column: float, radius: float) -> np.ndarray:
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+BODY, LOBE = ball(24, 16, 12), ball(24, 34, 7)
+
+
+# ------------------------------------------------------------------------------------------------- masks by themselves
+
+
+def test_a_negative_click_in_a_lobe_takes_the_lobe_and_leaves_the_body():
+    left = without_lobe(BODY | LOBE, (24, 35), SQUARE_MM)
+    assert (left & BODY).sum() >= 0.97 * BODY.sum()
+    assert (left & LOBE & ~BODY).sum() <= 0.05 * LOBE.sum()
+
+
+@given(MASKS, PIXELS, SPACINGS)
+def test_a_negative_click_takes_its_pixel_and_nothing_beyond_its_lobe(shown, pixel, spacing):
+    left = without_lobe(shown, pixel, spacing)
+    assert not left[pixel]
+    assert not (left & ~shown).any()
+    rows, columns = np.nonzero(shown & ~left)
+    away = np.hypot((rows - pixel[0]) * spacing[0], (columns - pixel[1]) * spacing[1])
+    assert (away <= max(LEAST_MM, LOBE_SHARE * depth_mm(shown, spacing)[pixel]) + 1e-6).all()
+
+
+@given(MASKS, MASKS, PIXELS, SPACINGS)
+def test_a_positive_click_gives_its_pixel_and_takes_nothing(shown, said, pixel, spacing):
+    grey = ndimage.gaussian_filter(said.astype(np.float32), 1.0)
+    whole = with_part(shown, said, pixel, grey, spacing)
+    assert whole[pixel]
+    assert not (shown & ~whole).any()
+    added = whole & ~shown
+    added[pixel] = False
+    assert not (added & ~said).any()
+
+
+def test_a_positive_click_adds_what_lies_within_the_edges_and_no_other_part_that_the_network_would_add():
+    object_, elsewhere = BODY | LOBE, ball(6, 42, 4)
+    whole = with_part(BODY, object_ | elsewhere, (24, 35), np.where(object_, 0.7, 0.3).astype(np.float32), SQUARE_MM)
+    np.testing.assert_array_equal(whole, object_)
+
+
+def test_a_network_that_says_far_too_much_is_not_followed_across_an_edge():
+    grey = np.where(BODY | LOBE, 0.8, 0.3).astype(np.float32)
+    whole = with_part(BODY, np.ones_like(BODY), (24, 35), grey, SQUARE_MM)
+    assert (whole & ~(BODY | LOBE)).sum() <= 0.05 * BODY.sum()
+    assert (whole & LOBE).sum() >= 0.95 * LOBE.sum()
+
+
+def test_the_middle_of_a_mask_is_its_deepest_place_and_nothing_is_the_middle_of_nothing():
+    assert is_middle(BODY | LOBE, (24, 16), SQUARE_MM)
+    assert not is_middle(BODY | LOBE, (24, 34), SQUARE_MM)
+    assert not is_middle(np.zeros_like(BODY), (24, 34), SQUARE_MM)
+
+
+# -------------------------------------------------------------------------------------------------------- in a session
+
+
+@pytest.fixture
+def tracked(quick_engine, a_blob_volume):
+    """A session with a segment that has been propagated from a box."""
+    with quick_engine().open(a_blob_volume) as session:
+        segment = session.add_segment("blob")
+        draw_box(session, segment, (5, 22, 10), (5, 42, 30))
+        run(session)
+        yield session, segment
+
+
+def a_place(mask: np.ndarray, *, inside: bool) -> tuple[int, int]:
+    """A pixel at the border of a mask."""
+    ring = mask & ~ndimage.binary_erosion(mask) if inside else ndimage.binary_dilation(mask) & ~mask
+    row, column = np.argwhere(ring)[0]
+    return int(row), int(column)
+
+
+@pytest.mark.parametrize("index", [BALL[0], ELSEWHERE], ids=["boxed", "tracked"])
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_correction_changes_the_slice_near_the_click_only_and_only_as_the_click_says(tracked, index, positive):
+    session, segment = tracked
+    before = session.mask(segment)
+    row, column = a_place(before[index], inside=not positive)
+    after = click(session, segment, (index, row, column), positive=positive)
+    assert after[row, column] == positive
+    changed = before[index] != after
+    assert (after[changed] == positive).all()
+    others = [k for k in range(len(before)) if k != index]
+    np.testing.assert_array_equal(session.mask(segment)[others], before[others])
+    session.undo()
+    np.testing.assert_array_equal(session.mask(segment), before)
+
+
+def test_the_preview_of_a_correction_is_what_the_click_gives(tracked):
+    from SAM2AssistLib.prompts import PointPrompt
+
+    session, segment = tracked
+    row, column = a_place(session.mask(segment)[ELSEWHERE], inside=True)
+    point = PointPrompt((column, row, ELSEWHERE), positive=False)
+    preview = session.preview_point(segment, point)
+    np.testing.assert_array_equal(preview, session.place_point(segment, point))
+
+
+def test_a_click_in_the_very_middle_empties_the_slice_if_the_network_finds_nothing_there_either(tracked, monkeypatch):
+    session, segment = tracked
+    decode = Plane.decode_last
+    monkeypatch.setattr(
+        Plane, "decode_last", lambda plane, *asked: replace(decode(plane, *asked), object_score=-5.0, memory=None)
+    )
+    mask = session.mask(segment)[ELSEWHERE]
+    spacing = session.volume.slice_spacing(0)
+    row, column = np.unravel_index(depth_mm(mask, spacing).argmax(), mask.shape)
+    assert not click(session, segment, (ELSEWHERE, row, column), positive=False).any()
+    session.undo()
+    row, column = a_place(mask, inside=True)
+    assert click(session, segment, (ELSEWHERE, row, column), positive=False).sum() >= mask.sum() / 2
+
+
+def test_of_two_corrections_each_can_be_removed_by_itself(tracked):
+    session, segment = tracked
+    before = session.mask(segment)[ELSEWHERE]
+    near = a_place(before, inside=True)
+    first = click(session, segment, (ELSEWHERE, *near), positive=False)
+    rows, columns = np.nonzero(first)
+    far = np.argmax(np.hypot(rows - near[0], columns - near[1]))
+    both = click(session, segment, (ELSEWHERE, rows[far], columns[far]), positive=False)
+    one, other = session.prompts(segment)[-2:]
+    session.remove_prompt(segment, one)
+    np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], both | (before & ~first))
+    session.undo()
+    session.remove_prompt(segment, other)
+    np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], first)
+
+
+def test_where_there_are_clicks_only_the_network_hears_them_together(quick_engine, a_blob_volume):
+    masks = {}
+    for locally in (True, False):
+        with quick_engine(corrects_locally=locally).open(a_blob_volume) as session:
+            segment = session.add_segment("blob")
+            click(session, segment, BALL)
+            masks[locally] = click(session, segment, (5, 40, 40), positive=False)
+    np.testing.assert_array_equal(masks[True], masks[False])
+
+
+def test_the_options_of_upstream_know_no_local_corrections():
+    assert EngineOptions().corrects_locally
+    assert not EngineOptions.like_upstream().corrects_locally
