@@ -39,23 +39,28 @@ STEPS, TOLERANCE = 120, 1e-3
 
 def depth_mm(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
     """Return how far each pixel (rows, columns) of a mask lies within it; 0 outside of it."""
-    # Beyond the image nothing is known to be the object.
-    inner = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=tuple(spacing_mm))
-    return np.asarray(inner)[1:-1, 1:-1]
+    depth = np.zeros(mask.shape)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows):
+        part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        # Beyond the image nothing is known to be the object.
+        inner = ndimage.distance_transform_edt(np.pad(mask[part], 1), sampling=tuple(spacing_mm))
+        depth[part] = np.asarray(inner)[1:-1, 1:-1]
+    return depth
 
 
-def is_middle(shown: Mask, pixel: tuple[int, int], spacing_mm: Sequence[float]) -> bool:
-    """Whether a pixel (row, column) lies in the very middle of a mask (rows, columns)."""
-    depth = depth_mm(shown, spacing_mm)
+def is_middle(depth: NDArray[np.float64], pixel: tuple[int, int]) -> bool:
+    """Whether a pixel (row, column) lies in the very middle of a mask; see `depth_mm`."""
     return bool(depth[pixel] >= MIDDLE_SHARE * depth.max() > 0)
 
 
-def without_lobe(shown: Mask, pixel: tuple[int, int], spacing_mm: Sequence[float]) -> Mask:
+def without_lobe(shown: Mask, depth: NDArray[np.float64], pixel: tuple[int, int], spacing_mm: Sequence[float]) -> Mask:
     """Take away the part of a mask that a negative click lies in.
 
     Parameters
     ----------
     shown : (rows, columns).
+    depth : (rows, columns), its `depth_mm`.
     pixel : (row, column) of the click.
     spacing_mm : of the pixels, (rows, columns).
 
@@ -63,7 +68,7 @@ def without_lobe(shown: Mask, pixel: tuple[int, int], spacing_mm: Sequence[float
     -------
     (rows, columns), a part of what is shown without the pixel.
     """
-    radius = max(LEAST_MM, LOBE_SHARE * float(depth_mm(shown, spacing_mm)[pixel]))
+    radius = max(LEAST_MM, LOBE_SHARE * float(depth[pixel]))
     return shown & ~_disc(shown.shape, pixel, radius, spacing_mm)
 
 

@@ -13,7 +13,7 @@ from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
 from SAM2AssistLib.engine.local_clicks import heeded
-from SAM2AssistLib.engine.local_corrections import is_middle, with_part, without_lobe
+from SAM2AssistLib.engine.local_corrections import depth_mm, is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -107,16 +107,17 @@ class Plane:
         """
         asked = findings.asked(placed, self.axis)
         state = self.decode_last(asked, placed.index)
-        said = self.shown(asked, placed.index, state)
         if not self._corrects(findings, placed, before):
-            return placed, state, said
+            return placed, state, self.shown(asked, placed.index, state)
         pixel = placed.pixel(self.shape)
         if placed.says_present:
+            said = self.shown(asked, placed.index, state)
             mask = with_part(before, said, pixel, self.grey(placed.index), self.spacing_mm)
-        elif said.any() or not is_middle(before, pixel, self.spacing_mm):
-            mask = without_lobe(before, pixel, self.spacing_mm)
         else:
-            return placed, state, said
+            depth = depth_mm(before, self.spacing_mm)
+            if not state.shows and is_middle(depth, pixel):
+                return placed, state, np.zeros(self.shape, bool)
+            mask = without_lobe(before, depth, pixel, self.spacing_mm)
         placed = replace(placed, mask=mask, before=before.copy())
         return placed, self._remembered(placed, state, findings.states.get(placed.index)), mask
 

@@ -36,19 +36,20 @@ BODY, LOBE = ball(24, 16, 12), ball(24, 34, 7)
 
 
 def test_a_negative_click_in_a_lobe_takes_the_lobe_and_leaves_the_body():
-    left = without_lobe(BODY | LOBE, (24, 35), SQUARE_MM)
+    left = without_lobe(BODY | LOBE, depth_mm(BODY | LOBE, SQUARE_MM), (24, 35), SQUARE_MM)
     assert (left & BODY).sum() >= 0.97 * BODY.sum()
     assert (left & LOBE & ~BODY).sum() <= 0.05 * LOBE.sum()
 
 
 @given(MASKS, PIXELS, SPACINGS)
 def test_a_negative_click_takes_its_pixel_and_nothing_beyond_its_lobe(shown, pixel, spacing):
-    left = without_lobe(shown, pixel, spacing)
+    depth = depth_mm(shown, spacing)
+    left = without_lobe(shown, depth, pixel, spacing)
     assert not left[pixel]
     assert not (left & ~shown).any()
     rows, columns = np.nonzero(shown & ~left)
     away = np.hypot((rows - pixel[0]) * spacing[0], (columns - pixel[1]) * spacing[1])
-    assert (away <= max(LEAST_MM, LOBE_SHARE * depth_mm(shown, spacing)[pixel]) + 1e-6).all()
+    assert (away <= max(LEAST_MM, LOBE_SHARE * depth[pixel]) + 1e-6).all()
 
 
 @given(MASKS, MASKS, PIXELS, SPACINGS)
@@ -76,9 +77,16 @@ def test_a_network_that_says_far_too_much_is_not_followed_across_an_edge():
 
 
 def test_the_middle_of_a_mask_is_its_deepest_place_and_nothing_is_the_middle_of_nothing():
-    assert is_middle(BODY | LOBE, (24, 16), SQUARE_MM)
-    assert not is_middle(BODY | LOBE, (24, 34), SQUARE_MM)
-    assert not is_middle(np.zeros_like(BODY), (24, 34), SQUARE_MM)
+    depth = depth_mm(BODY | LOBE, SQUARE_MM)
+    assert is_middle(depth, (24, 16))
+    assert not is_middle(depth, (24, 34))
+    assert not is_middle(np.zeros_like(depth), (24, 34))
+
+
+@given(MASKS, SPACINGS)
+def test_depth_is_the_distance_to_the_nearest_pixel_that_is_not_in_the_mask(mask, spacing):
+    around = ndimage.distance_transform_edt(np.pad(mask, SIDE), sampling=spacing)[SIDE:-SIDE, SIDE:-SIDE]
+    np.testing.assert_allclose(depth_mm(mask, spacing), around)
 
 
 # -------------------------------------------------------------------------------------------------------- in a session
