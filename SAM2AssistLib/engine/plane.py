@@ -34,6 +34,8 @@ MOST_LOOKS = 3
 """How often one prompt may be decoded through a better fitting view."""
 CLOSER_FROM = 0.75
 """A view must be smaller than this share of the present one to be worth another look."""
+MOST_GROWTH = 1.5
+"""By which factor a slice on which a click finds the segment may exceed the nearest one that has it, to be believed."""
 LEAST_AGREEMENT = 0.5
 """Dice of what the network makes of a click and of what is shown after it, from which the former is remembered."""
 
@@ -105,6 +107,8 @@ class Plane:
         -------
         The prompt as it is to be kept, and the state and the mask (rows, columns) bool that it gives its slice.
         """
+        if self._is_elsewhere(placed, before):
+            return self._boxed(findings, placed, before)
         asked = findings.asked(placed, self.axis)
         state = self.decode_last(asked, placed.index)
         if not self._corrects(findings, placed, before):
@@ -112,6 +116,8 @@ class Plane:
         pixel = placed.pixel(self.shape)
         if placed.says_present:
             said = self.shown(asked, placed.index, state)
+            if not before.any() and said.sum() <= MOST_GROWTH * self._size_nearby(findings, placed.index):
+                return placed, state, said
             mask = with_part(before, said, pixel, self.grey(placed.index), self.spacing_mm)
         else:
             depth = depth_mm(before, self.spacing_mm)
@@ -121,9 +127,53 @@ class Plane:
         placed = replace(placed, mask=mask, before=before.copy())
         return placed, self._remembered(placed, state, findings.states.get(placed.index)), mask
 
+    def answer_without(self, findings: Findings, removed: PlacedPrompt) -> tuple[Findings, np.ndarray]:
+        """Answer the prompts of a slice as if one of them had never been there.
+
+        Returns
+        -------
+        The findings without it, and the mask (rows, columns) bool of its slice.
+        """
+        index, place = removed.index, [p.id for p in findings.prompts].index(removed.id)
+        others = (*findings.prompts[:place], *findings.prompts[place + 1 :])
+        later = {p.id: p for p in findings.prompts[place + 1 :] if p.index == index}
+        found = replace(findings, prompts=tuple(p for p in others if p.id not in later))
+        found = found.with_state(index, self.decode_all(found, index))
+        mask = removed.before if removed.before is not None else self.shown(found, index, found.states.get(index))
+        for prompt in later.values():
+            later[prompt.id], state, mask = self.answer(found, prompt.anew(), mask)
+            found = found.asked(later[prompt.id], self.axis).with_state(index, state)
+        found = replace(found, prompts=tuple(later.get(p.id, p) for p in others))
+        if not found.on(index):
+            found = replace(found, bases={k: s for k, s in found.bases.items() if k != index})
+        return found, mask
+
     def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:
         """Return the mask (rows, columns) bool that one more prompt would give on its slice; see `answer`."""
         return self.answer(findings, placed, np.zeros(self.shape, bool) if before is None else before)[-1]
+
+    def _is_elsewhere(self, placed: PlacedPrompt, before: np.ndarray) -> bool:
+        """Whether a prompt is a box around something else than what is shown."""
+        if not placed.is_box or not self.network.options.corrects_locally:
+            return False
+        return bool(before.any()) and not before[placed.box(self.shape)].any()
+
+    def _boxed(
+        self, findings: Findings, placed: PlacedPrompt, before: np.ndarray
+    ) -> tuple[PlacedPrompt, SliceState, np.ndarray]:
+        """Answer a box by itself: a network that is shown a mask elsewhere answers with that mask.
+
+        What the slice's own prompts have given stays beside it; what was only tracked has been in the wrong place.
+        """
+        index = placed.index
+        bare = replace(findings, prompts=tuple(p for p in findings.prompts if p.index != index))
+        bare = replace(bare, bases={k: s for k, s in bare.bases.items() if k != index}).with_state(index, None)
+        asked = bare.asked(placed, self.axis)
+        mask = self.shown(asked, index, self.decode_last(asked, index))
+        if findings.on(index):
+            mask = mask | before
+        placed = replace(placed, mask=mask, before=before.copy())
+        return placed, self._from_mask(index, mask), mask
 
     def _corrects(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray) -> bool:
         """Whether a prompt is to change no more than what is around it."""
@@ -139,7 +189,7 @@ class Plane:
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], before: SliceState | None
     ) -> SliceState:
         last = prompts[-1]
-        if last.is_drawing:
+        if last.is_drawing or (last.is_box and last.mask is not None):
             return self._from_mask(index, last.drawn)
         state = self._from_points(findings, index, prompts, before)
         return state if last.mask is None else self._remembered(last, state, before)
@@ -204,7 +254,7 @@ class Plane:
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], previous: SliceState | None
     ) -> SliceState:
         # An edited mask starts afresh: what was clicked before it is in it already.
-        edits = [n for n, p in enumerate(prompts[:-1]) if p.mask is not None]
+        edits = [n for n, p in enumerate(prompts) if p.is_drawing]
         prompts = prompts[edits[-1] + 1 :] if edits else prompts
         boxes, clicks = [p for p in prompts if p.is_box], [p for p in prompts if not p.is_box]
         # SAM2 is trained with one box, before the clicks; each further box is a further part of the segment.
@@ -233,6 +283,11 @@ class Plane:
             return state
         # The memory is to be of the mask that the user sees.
         return self.network.remember([index], [replace(state, logits=logits.to(state.logits.dtype))])[0]
+
+    def _size_nearby(self, findings: Findings, index: int) -> int:
+        """Count the pixels of the nearest slice on which the segment is."""
+        nearest = self._nearest_shown(findings, index)
+        return 0 if nearest is None else int(self.tracker.mask_of(nearest).sum())
 
     def _heeded(self, state: SliceState, clicks: Sequence[PlacedPrompt]) -> torch.Tensor:
         """Let a mask be where the user says that it is, and not be where the user says that it is not."""

@@ -40,7 +40,7 @@ class PlacedPrompt:
     labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
     mask : (rows, columns) bool, the slice as it is after the prompt, of what was drawn or has corrected what was shown;
         else None.
-    before : (rows, columns) bool, what such a click has found there; else None.
+    before : (rows, columns) bool, what a click that has corrected it found shown there; else None.
     reach : first and last slice of a box in three dimensions, else None.
     hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
     """
@@ -60,16 +60,9 @@ class PlacedPrompt:
         assert self.mask is not None
         return self.mask
 
-    def without(self, removed: PlacedPrompt) -> PlacedPrompt:
-        """Return the prompt as if an earlier one had not been there: what that has changed goes back."""
-        if self.is_drawing or self.before is None or removed.before is None or removed.index != self.index:
-            return self
-
-        def back(mask: np.ndarray) -> np.ndarray:
-            gone = (removed.before != removed.drawn) & (mask == removed.drawn)
-            return mask ^ gone
-
-        return replace(self, mask=back(self.drawn), before=back(self.before))
+    def anew(self) -> PlacedPrompt:
+        """Return the prompt as it was placed, before it was answered."""
+        return self if self.is_drawing else replace(self, mask=None, before=None)
 
     @property
     def says_present(self) -> bool:
@@ -85,6 +78,12 @@ class PlacedPrompt:
         """Return the pixel (row, column) of a click on a slice of that shape."""
         row, column = np.clip(np.rint(self.points[0]).astype(int), 0, np.array(shape) - 1)
         return int(row), int(column)
+
+    def box(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the pixels (rows, columns) of a box on a slice of that shape."""
+        low = np.clip(np.ceil(self.points.min(axis=0)), 0, shape).astype(int)
+        high = np.clip(np.floor(self.points.max(axis=0)) + 1, 0, shape).astype(int)
+        return slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))
 
     @property
     def is_box(self) -> bool:

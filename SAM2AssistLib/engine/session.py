@@ -317,19 +317,14 @@ class Session(SelfPromptedSession):
         self._interrupt()
         axis, index = self.segment_axis(segment), prompt.index
         with self._recording("remove prompt", record) as recorder:
-            place = [p.id for p in old.prompts].index(prompt.id)
-            left = (*old.prompts[:place], *(p.without(old.prompts[place]) for p in old.prompts[place + 1 :]))
-            if not left:
+            if len(old.prompts) == 1:
                 record.findings = Findings()
                 for k in old.states:
                     recorder.clear(axis, k)
                 return
-            new = replace(old, prompts=left).outdated(old, index)
-            state = self._plane(axis).decode_all(new, index)
-            if not new.on(index):
-                new = replace(new, bases={k: s for k, s in new.bases.items() if k != index})
-            record.findings = new.with_state(index, state)
-            recorder.write(axis, index, self._plane(axis).shown(new, index, state))
+            new, mask = self._plane(axis).answer_without(old, prompt)
+            record.findings = new.outdated(old, index)
+            recorder.write(axis, index, mask)
             if gives_way(old) and not gives_way(record.findings):
                 self._hold_again(recorder, axis)
 

@@ -15,6 +15,8 @@ from scipy import ndimage
 from SAM2AssistLib.engine.local_corrections import LEAST_MM, LOBE_SHARE, depth_mm, is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.plane import Plane
+from SAM2AssistLib.overlap import dice
+from SAM2AssistLib.volume import CTVolume
 
 SIDE = 48
 SQUARE_MM = (1.0, 1.0)
@@ -164,6 +166,91 @@ def test_of_two_corrections_each_can_be_removed_by_itself(tracked):
     session.undo()
     session.remove_prompt(segment, other)
     np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], first)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_correction_that_is_left_still_holds_where_one_beside_it_is_removed(tracked, positive):
+    session, segment = tracked
+    row, column = a_place(session.mask(segment)[ELSEWHERE], inside=not positive)
+    click(session, segment, (ELSEWHERE, row, column), positive=positive)
+    click(session, segment, (ELSEWHERE, row + 1, column), positive=positive)
+    session.remove_prompt(segment, session.prompts(segment)[-2])
+    assert session.mask(segment)[ELSEWHERE][row + 1, column] == positive
+
+
+def test_what_a_user_has_drawn_over_a_correction_stays_when_the_correction_is_removed(tracked):
+    session, segment = tracked
+    drawn = np.zeros_like(session.mask(segment)[ELSEWHERE])
+    drawn[20:40, 12:30] = True
+    click(session, segment, (ELSEWHERE, *a_place(session.mask(segment)[ELSEWHERE], inside=True)), positive=False)
+    session.add_mask(segment, ELSEWHERE, drawn)
+    session.remove_prompt(segment, session.prompts(segment)[-2])
+    np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], drawn)
+
+
+PART, OTHER = (slice(25, 56),) * 2, (slice(75, 106),) * 2
+
+
+@pytest.fixture
+def two_discs(an_engine):
+    """A session on a volume with two bright discs on every slice, and a segment without prompts."""
+    rows, columns = np.ogrid[:128, :128]
+    inside = np.zeros((128, 128), bool)
+    for centre in (40, 90):
+        inside |= (rows - centre) ** 2 + (columns - centre) ** 2 < 15**2
+    with an_engine.open(a_column(inside)) as session:
+        yield session, session.add_segment("discs"), inside
+
+
+def a_column(inside: np.ndarray) -> CTVolume:
+    """A volume that is bright at the same pixels of all slices."""
+    hu = np.where(inside, 110, -100) + np.random.default_rng(0).normal(0, 8, (9, *inside.shape))
+    return CTVolume.from_array(hu.astype(np.int16), (2.0, 2.0, 3.0), np.diag([2.0, 2.0, 3.0, 1.0]))
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_second_box_adds_its_part_to_what_a_slice_has_and_can_be_removed_again(two_discs, corrected):
+    session, segment, inside = two_discs
+    draw_box(session, segment, (4, 25, 25), (4, 55, 55))
+    if corrected:
+        click(session, segment, (4, 40, 40))
+    first = session.mask(segment)
+    draw_box(session, segment, (4, 75, 75), (4, 105, 105))
+    assert dice(session.mask(segment)[4], inside) > 0.9
+    session.remove_prompt(segment, session.prompts(segment)[-1])
+    np.testing.assert_array_equal(session.mask(segment), first)
+
+
+def test_a_box_says_where_the_object_is_on_a_slice_that_was_only_tracked(two_discs):
+    session, segment, inside = two_discs
+    draw_box(session, segment, (4, 25, 25), (4, 55, 55))
+    run(session)
+    draw_box(session, segment, (6, 75, 75), (6, 105, 105))
+    mask = session.mask(segment)[6]
+    assert dice(mask[OTHER], inside[OTHER]) > 0.9
+
+
+def test_a_box_in_the_wrong_place_can_be_removed_after_a_correction(two_discs):
+    session, segment, inside = two_discs
+    draw_box(session, segment, (4, 75, 75), (4, 105, 105))
+    click(session, segment, (4, 40, 40))
+    session.remove_prompt(segment, session.prompts(segment)[0])
+    mask = session.mask(segment)[4]
+    assert not mask[OTHER].any()
+    assert dice(mask[PART], inside[PART]) > 0.8
+
+
+@pytest.mark.parametrize("column", [64, 40], ids=["middle", "beside it"])
+def test_a_click_on_an_emptied_slice_brings_a_large_organ_back_as_a_whole(an_engine, column):
+    rows, columns = np.ogrid[:128, :128]
+    inside = (rows - 64) ** 2 + (columns - 64) ** 2 < 35**2
+    with an_engine.open(a_column(inside)) as session:
+        segment = session.add_segment("organ")
+        draw_box(session, segment, (4, 28, 28), (4, 100, 100))
+        run(session)
+        session.add_mask(segment, 8, np.zeros_like(inside))
+        run(session)
+        assert dice(click(session, segment, (8, 64, column)), inside) > 0.9
 
 
 def test_where_there_are_clicks_only_the_network_hears_them_together(quick_engine, a_blob_volume):
