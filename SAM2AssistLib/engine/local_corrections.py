@@ -4,8 +4,7 @@ A network that decodes a whole slice again for one click redraws what was right 
 here" it often answers that the object is nowhere. What the click is about is seen better in what is shown: the lobe of
 the mask that it lies in, or the part that is lacking. So the network is asked what it would add, but not what it would
 change elsewhere, as in the progressive merge of FocalClick (Chen et al., CVPR 2022, section 3.3); and the edges of what
-is added are those of a random walk (`random_walk`). The slice then counts like one that was drawn, to the network, so
-that it remembers what is shown and nothing else.
+is added are those of a random walk (`random_walk`). What other slices learn of a click is decided in `plane`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ ALIKE = 0.25
 ROOM_MM = 15.0
 """How far beyond that a mask may grow."""
 MASK_ODDS, MASK_FORCE = 3.0, 0.02
-"""Log odds of what is shown, and the force by which it holds, see `random_walk`. Chosen, as the others, on 254 positive
-and 301 negative clicks on training cases, see Resources/Docs/evaluation.md."""
+"""Log odds of what is shown, and the force by which it holds, see `random_walk`. Chosen, as the others, on 300 positive
+and 381 negative clicks on training cases, see Resources/Docs/evaluation.md."""
 STEPS, TOLERANCE = 120, 1e-3
 
 
