@@ -107,6 +107,19 @@ class Plane:
         -------
         The prompt as it is to be kept, and the state and the mask (rows, columns) bool that it gives its slice.
         """
+        answered, state, mask = self._answered(findings, placed, before)
+        if answered is not placed:
+            state = self._remembered(answered, state, findings.states.get(placed.index))
+        return answered, state, mask
+
+    def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:
+        """Return the mask (rows, columns) bool that one more prompt would give on its slice; see `answer`."""
+        return self._answered(findings, placed, np.zeros(self.shape, bool) if before is None else before)[-1]
+
+    def _answered(
+        self, findings: Findings, placed: PlacedPrompt, before: np.ndarray
+    ) -> tuple[PlacedPrompt, SliceState, np.ndarray]:
+        """Do as `answer`, but with the network's own state."""
         if self._is_elsewhere(placed, before):
             return self._boxed(findings, placed, before)
         asked = findings.asked(placed, self.axis)
@@ -124,8 +137,7 @@ class Plane:
             if not state.shows and is_middle(depth, pixel):
                 return placed, state, np.zeros(self.shape, bool)
             mask = without_lobe(before, depth, pixel, self.spacing_mm)
-        placed = replace(placed, mask=mask, before=before.copy())
-        return placed, self._remembered(placed, state, findings.states.get(placed.index)), mask
+        return replace(placed, mask=mask, before=before.copy()), state, mask
 
     def answer_without(self, findings: Findings, removed: PlacedPrompt) -> tuple[Findings, np.ndarray]:
         """Answer the prompts of a slice as if one of them had never been there.
@@ -148,10 +160,6 @@ class Plane:
             found = replace(found, bases={k: s for k, s in found.bases.items() if k != index})
         return found, mask
 
-    def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:
-        """Return the mask (rows, columns) bool that one more prompt would give on its slice; see `answer`."""
-        return self.answer(findings, placed, np.zeros(self.shape, bool) if before is None else before)[-1]
-
     def _is_elsewhere(self, placed: PlacedPrompt, before: np.ndarray) -> bool:
         """Whether a prompt is a box around something else than what is shown."""
         if not placed.is_box or not self.network.options.corrects_locally:
@@ -169,11 +177,11 @@ class Plane:
         bare = replace(findings, prompts=tuple(p for p in findings.prompts if p.index != index))
         bare = replace(bare, bases={k: s for k, s in bare.bases.items() if k != index}).with_state(index, None)
         asked = bare.asked(placed, self.axis)
-        mask = self.shown(asked, index, self.decode_last(asked, index))
+        state = self.decode_last(asked, index)
+        mask = self.shown(asked, index, state)
         if findings.on(index):
             mask = mask | before
-        placed = replace(placed, mask=mask, before=before.copy())
-        return placed, self._from_mask(index, mask), mask
+        return replace(placed, mask=mask, before=before.copy()), state, mask
 
     def _corrects(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray) -> bool:
         """Whether a prompt is to change no more than what is around it."""
@@ -189,21 +197,21 @@ class Plane:
         self, findings: Findings, index: int, prompts: Sequence[PlacedPrompt], before: SliceState | None
     ) -> SliceState:
         last = prompts[-1]
-        if last.is_drawing or (last.is_box and last.mask is not None):
+        if last.is_drawing:
             return self._from_mask(index, last.drawn)
         state = self._from_points(findings, index, prompts, before)
         return state if last.mask is None else self._remembered(last, state, before)
 
-    def _remembered(self, click: PlacedPrompt, state: SliceState, before: SliceState | None) -> SliceState:
-        """Return what is remembered of a slice that a click has corrected.
+    def _remembered(self, placed: PlacedPrompt, state: SliceState, before: SliceState | None) -> SliceState:
+        """Return what is remembered of a slice on which a prompt has corrected what was shown.
 
-        What the network has made of the click tells other slices more than the corrected mask does: what was meant, and
+        What the network has made of a click tells other slices more than the corrected mask does: what was meant, and
         not only where. But if it is something else than what is shown, the latter counts.
         """
-        if state.shows and dice(self.tracker.mask_of(state), click.drawn) >= LEAST_AGREEMENT:
+        if not placed.is_box and state.shows and dice(self.tracker.mask_of(state), placed.drawn) >= LEAST_AGREEMENT:
             return state
-        backed = before is not None and before.backed and bool(click.drawn.any())
-        return replace(self._from_mask(click.index, click.drawn), backed=backed)
+        backed = before is not None and before.backed and bool(placed.drawn.any())
+        return replace(self._from_mask(placed.index, placed.drawn), backed=backed)
 
     def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask (rows, columns) bool: the user's own if that came last, else the network's."""
