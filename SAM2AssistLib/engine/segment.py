@@ -40,7 +40,7 @@ class PlacedPrompt:
     labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
     mask : (rows, columns) bool, the slice as it is after the prompt, of what was drawn or has corrected what was shown;
         else None.
-    before : (rows, columns) bool, what a click that has corrected it found shown there; else None.
+    before : (rows, columns) bool, what a click or a box that has corrected it found shown there; else None.
     reach : first and last slice of a box in three dimensions, else None.
     hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
     """
