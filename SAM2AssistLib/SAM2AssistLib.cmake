@@ -26,6 +26,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/cli/segment.py
   SAM2AssistLib/cli/support.py
   SAM2AssistLib/cli/transfer.py
+  SAM2AssistLib/depth.py
   SAM2AssistLib/engine/__init__.py
   SAM2AssistLib/engine/adapter.py
   SAM2AssistLib/engine/appearance.py

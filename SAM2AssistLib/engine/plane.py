@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from SAM2AssistLib.depth import depth_in
 from SAM2AssistLib.engine.appearance import Channels
 from SAM2AssistLib.engine.encoder import SliceEncoder
 from SAM2AssistLib.engine.focus import Focus
 from SAM2AssistLib.engine.local_clicks import heeded
-from SAM2AssistLib.engine.local_corrections import depth_mm, is_middle, with_part, without_lobe
+from SAM2AssistLib.engine.local_corrections import is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.memory import Recall, SliceState, recall
 from SAM2AssistLib.engine.network import Network, Row
 from SAM2AssistLib.engine.options import EngineOptions
@@ -109,7 +110,8 @@ class Plane:
         """
         answered, state, mask = self._answered(findings, placed, before)
         if answered is not placed:
-            state = self._remembered(answered, state, findings.states.get(placed.index))
+            earlier = findings.states.get(placed.index)
+            state = self._as_shown(answered, earlier) if placed.is_box else self._remembered(answered, state, earlier)
         return answered, state, mask
 
     def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:
@@ -133,7 +135,7 @@ class Plane:
                 return placed, state, said
             mask = with_part(before, said, pixel, self.grey(placed.index), self.spacing_mm)
         else:
-            depth = depth_mm(before, self.spacing_mm)
+            depth = depth_in(before, self.spacing_mm)
             if not state.shows and is_middle(depth, pixel):
                 return placed, state, np.zeros(self.shape, bool)
             mask = without_lobe(before, depth, pixel, self.spacing_mm)
@@ -156,9 +158,7 @@ class Plane:
             later[prompt.id], state, mask = self.answer(found, prompt.anew(), mask)
             found = found.asked(later[prompt.id], self.axis).with_state(index, state)
         found = replace(found, prompts=tuple(later.get(p.id, p) for p in others))
-        if not found.on(index):
-            found = replace(found, bases={k: s for k, s in found.bases.items() if k != index})
-        return found, mask
+        return (found if found.on(index) else found.unprompted(index)), mask
 
     def _is_elsewhere(self, placed: PlacedPrompt, before: np.ndarray) -> bool:
         """Whether a prompt is a box around something else than what is shown."""
@@ -174,9 +174,7 @@ class Plane:
         What the slice's own prompts have given stays beside it; what was only tracked has been in the wrong place.
         """
         index = placed.index
-        bare = replace(findings, prompts=tuple(p for p in findings.prompts if p.index != index))
-        bare = replace(bare, bases={k: s for k, s in bare.bases.items() if k != index}).with_state(index, None)
-        asked = bare.asked(placed, self.axis)
+        asked = findings.unprompted(index).with_state(index, None).asked(placed, self.axis)
         state = self.decode_last(asked, index)
         mask = self.shown(asked, index, state)
         if findings.on(index):
@@ -199,32 +197,37 @@ class Plane:
         last = prompts[-1]
         if last.is_drawing:
             return self._from_mask(index, last.drawn)
+        if last.is_box and last.mask is not None:
+            return self._as_shown(last, before)
         state = self._from_points(findings, index, prompts, before)
         return state if last.mask is None else self._remembered(last, state, before)
 
-    def _remembered(self, placed: PlacedPrompt, state: SliceState, before: SliceState | None) -> SliceState:
-        """Return what is remembered of a slice on which a prompt has corrected what was shown.
+    def _remembered(self, click: PlacedPrompt, state: SliceState, before: SliceState | None) -> SliceState:
+        """Return what is remembered of a slice on which a click has corrected what was shown.
 
         What the network has made of a click tells other slices more than the corrected mask does: what was meant, and
         not only where. But if it is something else than what is shown, the latter counts.
         """
-        if not placed.is_box and state.shows and dice(self.tracker.mask_of(state), placed.drawn) >= LEAST_AGREEMENT:
+        if state.shows and dice(self.tracker.mask_of(state), click.drawn) >= LEAST_AGREEMENT:
             return state
+        return self._as_shown(click, before)
+
+    def _as_shown(self, placed: PlacedPrompt, before: SliceState | None) -> SliceState:
+        """Return the state of a slice as a prompt has corrected it."""
         backed = before is not None and before.backed and bool(placed.drawn.any())
         return replace(self._from_mask(placed.index, placed.drawn), backed=backed)
 
     def mask_of(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask (rows, columns) bool: the user's own if that came last, else the network's."""
-        prompts = findings.on(index)
-        if prompts and prompts[-1].mask is not None:
-            return prompts[-1].mask
+        given = findings.given(index)
+        if given is not None:
+            return given
         return np.zeros(self.shape, bool) if state is None else self.tracker.mask_of(state)
 
     def shown(self, findings: Findings, index: int, state: SliceState | None) -> np.ndarray:
         """Return the slice's mask as it is shown: `mask_of`, settled on the edges of the image."""
         mask = self.mask_of(findings, index, state)
-        settled = findings.on(index) and findings.on(index)[-1].mask is not None
-        if settled or state is None or not self.network.options.sharpens:
+        if findings.given(index) is not None or state is None or not self.network.options.sharpens:
             return mask
         return sharpened_slice(self, findings.with_state(index, state), index, mask)
 

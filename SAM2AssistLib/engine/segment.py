@@ -123,6 +123,16 @@ class Findings:
         """Prompts on a slice, in order."""
         return tuple(p for p in self.prompts if p.index == index)
 
+    def given(self, index: int) -> np.ndarray | None:
+        """The mask (rows, columns) bool that the last prompt on a slice has left there by itself, if it has."""
+        prompts = self.on(index)
+        return prompts[-1].mask if prompts else None
+
+    def unprompted(self, index: int) -> Findings:
+        """Return a copy without the prompts of a slice, and without what the slice was before them."""
+        prompts = tuple(p for p in self.prompts if p.index != index)
+        return replace(self, prompts=prompts, bases={k: s for k, s in self.bases.items() if k != index})
+
     def is_drawn(self, index: int) -> bool:
         """Whether a slice is as the user has drawn it, with no prompt on it since."""
         prompts = self.on(index)

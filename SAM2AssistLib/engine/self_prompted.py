@@ -15,7 +15,7 @@ from SAM2AssistLib.engine.doubt import DoubtfulSlice, doubtful_slices
 from SAM2AssistLib.engine.history import Attempt, History, Recorder
 from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.plane import Plane
-from SAM2AssistLib.engine.segment import PlacedPrompt, Segment, SegmentRecord
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
 from SAM2AssistLib.engine.sharpening import sharpen
 from SAM2AssistLib.errors import InputError
 
@@ -50,13 +50,7 @@ class SelfPromptedSession:
         raise NotImplementedError
 
     def _take(
-        self,
-        record: SegmentRecord,
-        axis: int,
-        kept: Sequence[PlacedPrompt],
-        state: SliceState,
-        mask: np.ndarray,
-        title: str,
+        self, record: SegmentRecord, asked: Findings, state: SliceState, mask: np.ndarray, title: str
     ) -> np.ndarray:
         raise NotImplementedError
 
@@ -134,7 +128,7 @@ class SelfPromptedSession:
             asked = asked.asked(prompt, axis)
         index = prompts[0].index
         state = plane.decode_last(asked, index)
-        return self._take(record, axis, prompts, state, plane.mask_of(asked, index, state), "template")
+        return self._take(record, asked, state, plane.mask_of(asked, index, state), "template")
 
     def new_prompt_id(self) -> int:
         """Return a number that no prompt of this session has."""

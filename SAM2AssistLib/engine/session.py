@@ -442,25 +442,16 @@ class Session(SelfPromptedSession):
         self._interrupt()
         before = record.slice_of(axis, placed.index)
         kept, state, mask = self._plane(axis).answer(record.findings, placed, before)
-        return self._take(record, axis, [kept], state, mask, title)
+        return self._take(record, record.findings.asked(kept, axis), state, mask, title)
 
     def _take(
-        self,
-        record: SegmentRecord,
-        axis: int,
-        kept: Sequence[PlacedPrompt],
-        state: SliceState,
-        mask: np.ndarray,
-        title: str,
+        self, record: SegmentRecord, asked: Findings, state: SliceState, mask: np.ndarray, title: str
     ) -> np.ndarray:
-        """Keep prompts of one slice, and the state and the mask that they have given it."""
-        index, old = kept[0].index, record.findings
+        """Take findings with new prompts on one slice over, and the state and the mask that they have given it."""
+        index = asked.prompts[-1].index
         with self._recording(title, record) as recorder:
-            new = old
-            for prompt in kept:
-                new = new.asked(prompt, axis)
-            record.findings = new.outdated(old, index).with_state(index, state)
-            recorder.write(axis, index, mask)
+            record.findings = asked.outdated(record.findings, index).with_state(index, state)
+            recorder.write(self.segment_axis(record.handle), index, mask)
         return mask.copy()
 
     @contextmanager

@@ -6,7 +6,7 @@ next, does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -340,7 +340,8 @@ class _Walker:
                 continue
             grey = self.plane.grey(index) if grey is None else grey
             word = INSIDE if click.says_present else OUTSIDE
-            ball, part = _disc(click.points[0], np.sqrt(CLICK_MM**2 - away**2), self.plane)
+            radius = float(np.sqrt(CLICK_MM**2 - away**2))
+            ball, part = disc(click.points[0], radius, self.plane.shape, self.plane.spacing_mm)
             seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = word
             if not away:
                 seeds[click.pixel(self.plane.shape)] = word
@@ -398,13 +399,15 @@ def _loosened(box: PlacedPrompt, shape: tuple[int, int]) -> tuple[slice, slice]:
     return slice(int(low[0]), min(int(high[0]), shape[0])), slice(int(low[1]), min(int(high[1]), shape[1]))
 
 
-def _disc(centre: np.ndarray, radius_mm: float, plane: Plane) -> tuple[Mask, tuple[slice, slice]]:
-    """Return a disc, and the pixels that its array covers."""
+def disc(
+    centre: Sequence[float], radius_mm: float, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[Mask, tuple[slice, slice]]:
+    """Return a disc on a slice, and the pixels (rows, columns) that its array covers."""
     part = []
-    for c, n, s in zip(centre, plane.shape, plane.spacing_mm, strict=True):
+    for c, n, s in zip(centre, shape, spacing_mm, strict=True):
         part.append(
             slice(max(0, int(np.ceil(c - radius_mm / s))), max(0, min(n, int(np.floor(c + radius_mm / s)) + 1)))
         )
     rows, columns = np.ogrid[part[0], part[1]]
-    row_mm, column_mm = (rows - centre[0]) * plane.spacing_mm[0], (columns - centre[1]) * plane.spacing_mm[1]
+    row_mm, column_mm = (rows - centre[0]) * spacing_mm[0], (columns - centre[1]) * spacing_mm[1]
     return row_mm**2 + column_mm**2 <= radius_mm**2, (part[0], part[1])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
+from SAM2AssistLib.depth import deepest_in, depth_in
 from SAM2AssistLib.evaluation.simulated_user import Prompt, RangedBox, box_on_middle_slice
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 
@@ -107,9 +108,8 @@ def _moved(box: BoxPrompt, shape: tuple[int, ...], by: np.ndarray) -> BoxPrompt:
 
 
 def _centre(section: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[int, int]:
-    depth = ndimage.distance_transform_edt(np.pad(section, 1), sampling=spacing)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(row), int(column)
+    row, column = deepest_in(section, spacing)
+    return row, column
 
 
 def _any(section: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _any(section: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int
 
 def _near_border(section: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.bool_]:
     """The outer third of the depth, where a click in a hurry lands."""
-    depth = ndimage.distance_transform_edt(np.pad(section, 1), sampling=spacing)[1:-1, 1:-1]
+    depth = depth_in(section, spacing)
     return section & (depth <= depth.max() / 3 + min(spacing))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from SAM2AssistLib.depth import depth_in
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.named_mask import bounding_box
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
@@ -156,7 +157,7 @@ def deepest_click(
         box = bounding_box(error)
         if box is None:
             continue
-        depth = _depth(error[box], spacing_kji)
+        depth = depth_in(error[box], spacing_kji)
         start = np.array([part.start for part in box])
         for click in clicked:
             index = np.rint(click.index_ijk[::-1]).astype(int) - start
@@ -179,7 +180,7 @@ def _click_into_largest_error(
     components, _ = ndimage.label(wrong[around], structure=_TOUCHING)
     largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
     box = ndimage.find_objects(components)[largest - 1]
-    depth = _depth(components[box] == largest, spacing_kji)
+    depth = depth_in(components[box] == largest, spacing_kji)
     if tie_seed is None:
         place = np.array(np.unravel_index(int(depth.argmax()), depth.shape))
     else:
@@ -188,12 +189,6 @@ def _click_into_largest_error(
         place = deepest[np.random.RandomState(tie_seed).choice(len(deepest))]
     index_kji = place + np.array([part.start + outer.start for part, outer in zip(box, around, strict=True)])
     return PointPrompt(_ijk(index_kji), bool(reference[tuple(index_kji)]))
-
-
-def _depth(region: NDArray[np.bool_], spacing_kji: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Distance of each voxel of a region to the nearest one outside it, which begins right beyond the array."""
-    inside = (slice(1, -1),) * region.ndim
-    return ndimage.distance_transform_edt(np.pad(region, 1), sampling=spacing_kji)[inside]
 
 
 def _ijk(index_kji: np.ndarray | list[float]) -> tuple[float, float, float]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
+from SAM2AssistLib.depth import deepest_in
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
@@ -154,8 +154,7 @@ def lasso_prompts(volume: CTVolume, index_ijk: NDArray[np.float64], axis: int) -
     inside = polygon2mask(shape, rows_columns)
     if not inside.any():
         raise InputError(_("The lasso encloses no pixel; draw it around the structure."))
-    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-    deepest = np.insert(np.array(np.unravel_index(int(depth.argmax()), shape), float), axis, index)
+    deepest = np.insert(np.array(deepest_in(inside), float), axis, index)
     return [box, PointPrompt(_three(deepest[::-1]), True)]
 
 

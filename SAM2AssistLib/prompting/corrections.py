@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from SAM2AssistLib.depth import deepest_in
 from SAM2AssistLib.engine.doubt import DoubtfulSlice
 from SAM2AssistLib.engine.segment import PlacedPrompt, Segment
 from SAM2AssistLib.engine.session import Session
@@ -148,10 +149,8 @@ def _click(
     spacing = session.volume.slice_spacing(slice_.axis)
     if sizes.max() * spacing[0] * spacing[1] < options.least_mm2:
         return None
-    region = np.pad(components == 1 + int(sizes.argmax()), 1)
-    depth = ndimage.distance_transform_edt(region, sampling=spacing)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return (int(row), int(column)), bool(other[row, column] > own[row, column])
+    row, column = deepest_in(components == 1 + int(sizes.argmax()), spacing)
+    return (row, column), bool(other[row, column] > own[row, column])
 
 
 def _try(

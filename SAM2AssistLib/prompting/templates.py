@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from SAM2AssistLib.depth import depth_in
 from SAM2AssistLib.engine.views import View
 from SAM2AssistLib.prompting.class_maps import ClassMaps
 
@@ -161,7 +162,7 @@ def log_odds(probabilities: Tensor, number: int) -> Tensor:
 
 def _deepest(inside: NDArray[np.bool_], count: int) -> list[tuple[int, int]]:
     """The deepest points of a region, far from one another."""
-    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    depth = depth_in(inside)
     points: list[tuple[int, int]] = []
     rows, columns = np.indices(depth.shape)
     while len(points) < count and depth.max() > 0:

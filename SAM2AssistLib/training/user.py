@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
+
+from SAM2AssistLib.depth import deepest_in
 
 BOX_JITTER, BOX_JITTER_LIMIT = 0.1, 20.0
 """SAM2's own training noise: each edge moves by up to 10 % of the box's side, and by 20 pixels at most."""
@@ -49,9 +50,8 @@ def clicks_inside(masks: Tensor, rng: np.random.Generator) -> Tensor:
 def _pick(region: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """Choose the deepest or any pixel of a region that is not empty, as (x, y)."""
     if rng.random() < 0.5:
-        padded = np.pad(region, 1)
-        row, col = np.unravel_index(ndimage.distance_transform_edt(padded).argmax(), padded.shape)
-        return col - 1.0, row - 1.0
+        row, col = deepest_in(region)
+        return float(col), float(row)
     rows, cols = np.nonzero(region)
     choice = rng.integers(len(rows))
     return float(cols[choice]), float(rows[choice])

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from SAM2AssistLib.engine.local_corrections import LEAST_MM, LOBE_SHARE, depth_mm, is_middle, with_part, without_lobe
+from SAM2AssistLib.depth import depth_in
+from SAM2AssistLib.engine.local_corrections import LOBE_SHARE, is_middle, with_part, without_lobe
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.plane import Plane
+from SAM2AssistLib.engine.sharpening import CLICK_MM
 from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.volume import CTVolume
 
@@ -38,20 +40,20 @@ BODY, LOBE = ball(24, 16, 12), ball(24, 34, 7)
 
 
 def test_a_negative_click_in_a_lobe_takes_the_lobe_and_leaves_the_body():
-    left = without_lobe(BODY | LOBE, depth_mm(BODY | LOBE, SQUARE_MM), (24, 35), SQUARE_MM)
+    left = without_lobe(BODY | LOBE, depth_in(BODY | LOBE, SQUARE_MM), (24, 35), SQUARE_MM)
     assert (left & BODY).sum() >= 0.97 * BODY.sum()
     assert (left & LOBE & ~BODY).sum() <= 0.05 * LOBE.sum()
 
 
 @given(MASKS, PIXELS, SPACINGS)
 def test_a_negative_click_takes_its_pixel_and_nothing_beyond_its_lobe(shown, pixel, spacing):
-    depth = depth_mm(shown, spacing)
+    depth = depth_in(shown, spacing)
     left = without_lobe(shown, depth, pixel, spacing)
     assert not left[pixel]
     assert not (left & ~shown).any()
     rows, columns = np.nonzero(shown & ~left)
     away = np.hypot((rows - pixel[0]) * spacing[0], (columns - pixel[1]) * spacing[1])
-    assert (away <= max(LEAST_MM, LOBE_SHARE * depth[pixel]) + 1e-6).all()
+    assert (away <= max(CLICK_MM, LOBE_SHARE * depth[pixel]) + 1e-6).all()
 
 
 @given(MASKS, MASKS, PIXELS, SPACINGS)
@@ -79,7 +81,7 @@ def test_a_network_that_says_far_too_much_is_not_followed_across_an_edge():
 
 
 def test_the_middle_of_a_mask_is_its_deepest_place_and_nothing_is_the_middle_of_nothing():
-    depth = depth_mm(BODY | LOBE, SQUARE_MM)
+    depth = depth_in(BODY | LOBE, SQUARE_MM)
     assert is_middle(depth, (24, 16))
     assert not is_middle(depth, (24, 34))
     assert not is_middle(np.zeros_like(depth), (24, 34))
@@ -88,7 +90,7 @@ def test_the_middle_of_a_mask_is_its_deepest_place_and_nothing_is_the_middle_of_
 @given(MASKS, SPACINGS)
 def test_depth_is_the_distance_to_the_nearest_pixel_that_is_not_in_the_mask(mask, spacing):
     around = ndimage.distance_transform_edt(np.pad(mask, SIDE), sampling=spacing)[SIDE:-SIDE, SIDE:-SIDE]
-    np.testing.assert_allclose(depth_mm(mask, spacing), around)
+    np.testing.assert_allclose(depth_in(mask, spacing), around)
 
 
 # -------------------------------------------------------------------------------------------------------- in a session
@@ -145,7 +147,7 @@ def test_a_click_in_the_very_middle_empties_the_slice_if_the_network_finds_nothi
     )
     mask = session.mask(segment)[ELSEWHERE]
     spacing = session.volume.slice_spacing(0)
-    row, column = np.unravel_index(depth_mm(mask, spacing).argmax(), mask.shape)
+    row, column = np.unravel_index(depth_in(mask, spacing).argmax(), mask.shape)
     assert not click(session, segment, (ELSEWHERE, row, column), positive=False).any()
     session.undo()
     row, column = a_place(mask, inside=True)
