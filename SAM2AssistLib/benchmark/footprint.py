@@ -100,7 +100,7 @@ def _measured(who: str, load: Load) -> Peak:
 
     from SAM2AssistLib.benchmark.scene import make_scene
     from SAM2AssistLib.benchmark.subject import engine_to_measure
-    from SAM2AssistLib.benchmark.timing import Bench, place_boxes
+    from SAM2AssistLib.benchmark.timing import Bench, show_objects
     from SAM2AssistLib.benchmark.upstream import Upstream
 
     engine = engine_to_measure(load.model, load.device, load.size, untrained=load.untrained)
@@ -118,7 +118,7 @@ def _measured(who: str, load: Load) -> Peak:
             watch.look()
     else:
         with bench.alike.open(scene.volume) as session:
-            place_boxes(session, scene)
+            show_objects(session, scene)
             for segment in session.segments:
                 session._record(segment).mask |= False  # touched, so that its pages are there before
             watch.start()

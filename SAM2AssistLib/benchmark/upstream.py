@@ -84,10 +84,10 @@ class Upstream:
                 self.predictor._get_image_feature(self.up, index, 1)
 
     def prompt(self) -> None:
-        """Draw all boxes of the scene."""
+        """Show all objects of the scene."""
         for state in (self.up, self.down):
-            for number, box in enumerate(self.scene.boxes_xy):
-                self.predictor.add_new_points_or_box(state, self.scene.index, number, box=box)
+            for number, mask in enumerate(self.scene.masks):
+                self.predictor.add_new_mask(state, self.scene.index, number, mask)
 
     def click(self, number: int, xy: np.ndarray) -> np.ndarray:
         """Click into an object on the prompted slice; its mask (rows, columns) bool there."""

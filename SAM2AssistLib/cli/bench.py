@@ -98,7 +98,7 @@ def _rows(report: Report) -> Sequence[tuple[str, ...]]:
         ("Click", f"{click.p50:.1f} ms", f"{click.upstream_p50:.1f} ms", f"{click.upstream_p50 / click.p50:.2f}", note)
     )
     for p in report.propagate:
-        what, note = f"{p.slices} slices, {p.objects} objects", f"mean IoU {p.mean_iou:.4f}"
+        what, note = f"{p.slices} slices, {p.objects} objects", f"mean IoU {p.mean_iou:.4f} where found ({p.found:.0%})"
         rows.append((what, f"{p.ours_s:.1f} s", f"{p.upstream_s:.1f} s", f"{p.ratio:.2f}", note))
     for name, share in report.roofline.items():
         rows.append((f"Roofline: {name}", f"{share['gflops']:.0f} GFLOP/s", "", "", f"{share['of_peak']:.0%} of peak"))

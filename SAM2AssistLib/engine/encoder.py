@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 AIR_HU = -1000.0
 EVICTIONS_BETWEEN_TRIMS = 64
+_TURNS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class SliceEncoder:
     volume, axis : slices are taken along the array axis (0 = k, 1 = j, 2 = i).
     window : one for the whole volume.
     channels : how the three channels follow from it.
-    budget_bytes, most_slices : of the cache; the least recently used slices leave first.
+    budget_bytes, most_slices : of the cache; the least recently used slices leave first. The bytes are those of all
+        encoders on a device together: where a user goes on to another volume, those of the one before make room.
     batch : slices encoded at once.
     refiner : looks at every slice too, if there is one.
     """
@@ -92,6 +96,8 @@ class SliceEncoder:
         self.encoded = self.evicted = 0
         self.on_host = False
         self._cache: OrderedDict[tuple[int, View], SliceFeatures] = OrderedDict()
+        self._turn = next(_TURNS)
+        _ENCODERS.add(self)
         self._positions: Tensor | None = None
         # Beyond the slice there is air in a CT; in other images, their darkest value.
         self._fill = max(AIR_HU, float(volume.array.min()))
@@ -113,6 +119,7 @@ class SliceEncoder:
         ----------
         keys : (slice index, view) pairs.
         """
+        self._turn = next(_TURNS)
         wanted = list(dict.fromkeys(keys))
         held = {key: self._cache[key] for key in wanted if key in self._cache}
         missing = [key for key in wanted if key not in held]
@@ -193,11 +200,24 @@ class SliceEncoder:
             self._cache[key] = features
         self._cache.move_to_end(key)
         while len(self._cache) > 1 and (self.bytes_held > self.budget_bytes or len(self._cache) > self.most_slices):
-            _, oldest = self._cache.popitem(last=False)
-            self.bytes_held -= oldest.size_bytes
-            self.evicted += 1
-            if self.evicted % EVICTIONS_BETWEEN_TRIMS == 0:
-                _trim_heap()
+            self._drop_oldest()
+        beside = [other for other in _ENCODERS if other is not self and other.model.device == self.model.device]
+        excess = self.bytes_held + sum(other.bytes_held for other in beside) - self.budget_bytes
+        for other in sorted(beside, key=lambda encoder: encoder._turn) if excess > 0 else ():
+            while other._cache and excess > 0:
+                excess -= other._drop_oldest()
+
+    def _drop_oldest(self) -> int:
+        """Drop what was not used for longest; returns its bytes."""
+        _, oldest = self._cache.popitem(last=False)
+        self.bytes_held -= oldest.size_bytes
+        self.evicted += 1
+        if self.evicted % EVICTIONS_BETWEEN_TRIMS == 0:
+            _trim_heap()
+        return oldest.size_bytes
+
+
+_ENCODERS: weakref.WeakSet[SliceEncoder] = weakref.WeakSet()
 
 
 def _trim_heap() -> None:

@@ -45,14 +45,21 @@ class LeanModel:
         self._codes: dict[tuple[int, ...], Tensor] = {}
 
     def condition(
-        self, model: SAM2Base, tokens: Tensor, positions: Tensor, recalls: Sequence[Recall], slices: int
+        self,
+        model: SAM2Base,
+        tokens: Tensor,
+        place: Tensor,
+        positions: Tensor,
+        recalls: Sequence[Recall],
+        slices: int,
     ) -> Tensor:
         """Condition the features of some rows, each on its own memories.
 
         Parameters
         ----------
         model : the one that was prepared.
-        tokens : (R, hw, C) features of the rows' slices.
+        tokens : (U, hw, C) features of slices, each once.
+        place : (R,) which of them a row is on.
         positions : (hw, C) their position encoding.
         recalls : R of them, in any mixture of signatures.
         slices : number of slices along the axis.
@@ -65,18 +72,25 @@ class LeanModel:
         for row, item in enumerate(recalls):
             groups.setdefault(item.signature, []).append(row)
         if len(groups) == 1:
-            return self._condition_alike(model, tokens, positions, recalls, slices)
-        result = torch.empty_like(tokens)
+            return self._condition_alike(model, tokens, place, positions, recalls, slices)
+        result = tokens.new_empty(len(recalls), *tokens.shape[1:])
         for rows in groups.values():
             alike = [recalls[row] for row in rows]
-            result[rows] = self._condition_alike(model, tokens[rows], positions, alike, slices).to(result.dtype)
+            used, own = place[rows].unique(return_inverse=True)
+            result[rows] = self._condition_alike(model, tokens[used], own, positions, alike, slices).to(result.dtype)
         return result
 
     def _condition_alike(
-        self, model: SAM2Base, tokens: Tensor, positions: Tensor, recalls: Sequence[Recall], slices: int
+        self,
+        model: SAM2Base,
+        tokens: Tensor,
+        place: Tensor,
+        positions: Tensor,
+        recalls: Sequence[Recall],
+        slices: int,
     ) -> Tensor:
         if not recalls[0].memories:
-            return tokens + model.no_mem_embed
+            return tokens[place] + model.no_mem_embed
         rows = len(recalls)
         # Token-major in memory already, as `LeanMemoryEncoder` leaves them.
         stored = [s.memory.permute(1, 2, 0).to(tokens.device) for item in recalls for *_, s in item.memories]  # type: ignore[union-attr]
@@ -90,7 +104,7 @@ class LeanModel:
             count = len(pointers)
             memory = torch.cat([memory, pointers.transpose(0, 1)], dim=1)
             code = torch.cat([code.expand(rows, -1, -1), pointer_code.transpose(0, 1)], dim=1)
-        return self.attention(tokens, positions, memory, code, count)
+        return self.attention(tokens, place, positions, memory, code, count)
 
     def _code(self, times: tuple[int, ...]) -> Tensor:
         """Position encoding of memories at these temporal positions, (n*hw, M)."""

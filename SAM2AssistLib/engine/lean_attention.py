@@ -5,6 +5,7 @@ What is saved over ``sam2.modeling.memory_attention``, all of it exact but for r
 * Values are attended to in the memory's own width (M, a quarter of C) and projected afterwards, which is cheaper by the
   number of keys over that of queries; the value and output projections become one matrix.
 * Queries, keys and values of the self-attention come from one product; the softmax scale is part of the weights.
+* What rows on one slice have in common, the first look around it, is computed once for all of them.
 * Tokens stay batch-first, memories token-major: nothing is transposed or copied to be made contiguous.
 * On a CPU a row's scores are computed in blocks that stay in its second-level cache.
 """
@@ -63,12 +64,15 @@ class LeanMemoryAttention:
         self.rotation = rotation.to(model.device)  # (hw, C/2) complex
         self.layers = [_prepared(layer, dtype) for layer in attention.layers]
 
-    def __call__(self, tokens: Tensor, positions: Tensor, memory: Tensor, code: Tensor, pointers: int) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, rows: Tensor, positions: Tensor, memory: Tensor, code: Tensor, pointers: int
+    ) -> Tensor:
         """Condition tokens on memories.
 
         Parameters
         ----------
-        tokens : (R, hw, C) features of R slices.
+        tokens : (U, hw, C) features of slices, each once.
+        rows : (R,) which of them a row is on.
         positions : (hw, C) their position encoding.
         memory, code : (R, N, M) memory tokens, slice after slice and the object pointers last, and (R or 1, N, M) their
             position encoding.
@@ -80,8 +84,10 @@ class LeanMemoryAttention:
         """
         x = tokens + 0.1 * positions
         keys, memory = (memory + code).to(self.dtype), memory.to(self.dtype)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             x = x + self._look_around(layer, layer.norm1(x))
+            if number == 0:
+                x = x[rows]
             x = x + self._look_back(layer, layer.norm2(x), keys, memory, pointers)
             x = x + layer.narrow(layer.widen(layer.norm3(x), "relu"))
         return self.norm(x)

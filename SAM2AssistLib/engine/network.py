@@ -240,9 +240,9 @@ class Network:
             conditioned = condition(self.model, plain[place], self.encoder.positions, recalls, self.slices)
             decoded = decode(self.model, conditioned, [level[place] for level in high_res], dense=mask)
         else:
-            tokens = plain.flatten(2).transpose(1, 2)[place]
+            tokens = plain.flatten(2).transpose(1, 2)
             positions = self.encoder.positions.flatten(1).t()
-            tokens = lean.condition(self.model, tokens, positions, recalls, self.slices)
+            tokens = lean.condition(self.model, tokens, place, positions, recalls, self.slices)
             fine, middle = high_res
             decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), place, mask)
         decoded = self._refined(decoded, found, place, mask)

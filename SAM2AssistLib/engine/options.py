@@ -30,7 +30,8 @@ class EngineOptions:
         Otherwise the network decodes the whole slice again.
     half : on a CPU with AMX, all is computed in bfloat16. None follows the model's catalogue entry.
     exact : on a CPU, nothing is computed in bfloat16, whatever the model bears.
-    cache_bytes, cache_slices : of slice features on the engine's device, for each axis in use; what is reached first.
+    cache_bytes, cache_slices : of slice features, what is reached first; the bytes on a device for all open volumes
+        together, the slices for each axis in use.
     encode_batch : slices encoded at once.
     row_batch : objects times directions decoded at once.
     """

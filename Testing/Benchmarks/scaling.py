@@ -19,7 +19,7 @@ import numpy as np
 from SAM2AssistLib.benchmark.machine import describe
 from SAM2AssistLib.benchmark.scene import make_scene
 from SAM2AssistLib.benchmark.subject import engine_to_measure
-from SAM2AssistLib.benchmark.timing import Bench, place_boxes
+from SAM2AssistLib.benchmark.timing import Bench, show_objects
 
 SLICES, OBJECTS = (50, 100, 200, 400, 700, 1000), (1, 2, 4, 8, 16, 32)
 SLICES_FOR_OBJECTS = 50
@@ -29,7 +29,7 @@ def ours_seconds(bench: Bench, slices: int, objects: int) -> float:
     """Propagate the boxes of a scene once, after a first step that is not timed."""
     scene = make_scene(slices, bench.size, objects)
     with bench.alike.open(scene.volume) as session:
-        place_boxes(session, scene)
+        show_objects(session, scene)
         steps = session.propagate()
         next(steps)
         begin = time.perf_counter()

@@ -140,6 +140,30 @@ def test_no_slice_is_encoded_ahead_that_the_cache_could_not_keep(quick_engine, a
         assert encoder.encoded <= 2 * len(a_blob_volume.array)
 
 
+def test_the_budget_is_that_of_all_volumes_and_the_one_left_longest_ago_makes_room(an_encoder):
+    size = an_encoder().features([(0, WHOLE)])[0].size_bytes
+    first, second, third = (an_encoder(budget_bytes=4 * size) for _ in range(3))
+    first.features([(0, WHOLE), (1, WHOLE)])
+    second.features([(0, WHOLE), (1, WHOLE)])
+    first.features([(1, WHOLE)])
+    third.features([(0, WHOLE)])
+    assert [len(e._cache) for e in (first, second, third)] == [2, 1, 1]
+    third.features([(k, WHOLE) for k in range(1, 4)])
+    assert [len(e._cache) for e in (first, second, third)] == [0, 0, 4]
+    assert first.bytes_held == second.bytes_held == 0
+    first.features([(0, WHOLE)])  # and comes back to its own
+    assert [len(e._cache) for e in (first, second, third)] == [1, 0, 3]
+
+
+def test_a_volume_that_was_closed_takes_no_share(an_encoder):
+    size = an_encoder().features([(0, WHOLE)])[0].size_bytes
+    closed, kept = an_encoder(budget_bytes=2 * size), an_encoder(budget_bytes=2 * size)
+    closed.features([(0, WHOLE), (1, WHOLE)])
+    closed.forget()
+    kept.features([(0, WHOLE), (1, WHOLE)])
+    assert len(kept._cache) == 2
+
+
 def test_freed_memory_goes_back_to_the_system_now_and_then(an_encoder, monkeypatch):
     trims = []
     monkeypatch.setattr("SAM2AssistLib.engine.encoder._trim_heap", lambda: trims.append(1))

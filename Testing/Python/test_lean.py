@@ -52,16 +52,17 @@ def scene(request):
 def test_memory_attention_is_sam2s(scene):
     model, rows = scene.model, 3
     count = 2 * GRID**2 + POINTER_TOKENS
-    tokens, places = torch.randn(rows, GRID**2, model.hidden_dim), torch.randn(GRID**2, model.hidden_dim)
+    slices, places = torch.randn(2, GRID**2, model.hidden_dim), torch.randn(GRID**2, model.hidden_dim)
+    on = torch.tensor([1, 0, 1])  # the first and the last row share a slice
     memory, code = torch.randn(rows, count, model.mem_dim), torch.randn(rows, count, model.mem_dim)
     theirs = model.memory_attention(
-        curr=tokens.transpose(0, 1),
+        curr=slices[on].transpose(0, 1),
         curr_pos=places[:, None].expand(-1, rows, -1),
         memory=memory.transpose(0, 1),
         memory_pos=code.transpose(0, 1),
         num_obj_ptr_tokens=POINTER_TOKENS,
     ).transpose(0, 1)
-    ours = LeanMemoryAttention(model, torch.float32)(tokens, places, memory, code, POINTER_TOKENS)
+    ours = LeanMemoryAttention(model, torch.float32)(slices, on, places, memory, code, POINTER_TOKENS)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
