@@ -12,6 +12,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/benchmark/upstream.py
   SAM2AssistLib/cli/__init__.py
   SAM2AssistLib/cli/app.py
+  SAM2AssistLib/cli/arguments.py
   SAM2AssistLib/cli/auto.py
   SAM2AssistLib/cli/bench.py
   SAM2AssistLib/cli/console.py

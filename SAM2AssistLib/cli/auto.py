@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from SAM2AssistLib.cli.arguments import AsJson, Device, HUWindow, Image, Model, Output, Preview, Series
 from SAM2AssistLib.cli.console import print_json, say, stderr, stdout, tell, undisturbed, working
 from SAM2AssistLib.cli.pairs import parted
 from SAM2AssistLib.cli.results import (
@@ -27,7 +28,7 @@ from SAM2AssistLib.cli.segment import check_keeps_inputs, check_model, check_pre
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError
 from SAM2AssistLib.io.segmentation import check_can_refer, check_output_path
-from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume
+from SAM2AssistLib.volume import CTVolume
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.session import Session
@@ -47,13 +48,8 @@ STAGES = {
 
 
 def auto(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="OUT", help=".seg.nrrd, .dcm (DICOM-SEG), or a label map .nii.gz, .nrrd or .mha."
-        ),
-    ],
+    image: Image,
+    output: Output,
     adapter: Annotated[
         Path | None,
         typer.Option("--adapter", metavar="DIR", help="With a self-prompt head; if not given, the one in the package."),
@@ -72,19 +68,12 @@ def auto(
     corrections: Annotated[
         int, typer.Option("--corrections", min=0, help="Rounds of corrections that the engine makes itself.")
     ] = 0,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    series: Annotated[
-        str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where a folder holds several.")
-    ] = None,
-    window: Annotated[
-        str | None,
-        typer.Option("--window", metavar="W", help=f"{', '.join(WINDOW_PRESETS)}, or LEVEL/WIDTH in HU."),
-    ] = None,
-    preview: Annotated[
-        Path | None, typer.Option("--preview", metavar="PNG", help="Also draw slices with outlines.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    model: Model = "mini",
+    device: Device = "auto",
+    series: Series = None,
+    window: HUWindow = None,
+    preview: Preview = None,
+    as_json: AsJson = False,
 ) -> None:
     """Segment a CT without a prompt: by a trained adapter, or "like these finished cases"."""
     chosen_window = None if window is None else parse_window(window)

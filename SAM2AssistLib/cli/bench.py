@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from SAM2AssistLib.cli.arguments import AsJson, Device, Model
 from SAM2AssistLib.cli.console import print_json, stdout, working
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.catalogue import find_model
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    model: Model = "mini",
+    device: Device = "auto",
     size: Annotated[
         int | None, typer.Option("--size", metavar="PIXELS", help="Side of the network's input; else the model's own.")
     ] = None,
@@ -34,7 +35,7 @@ def bench(
         bool, typer.Option("--untrained", help="Random weights, for a model that has not been fetched.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out memory and start-up.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure encoding, clicks, propagation, memory and start-up; ours and SAM2's own predictor by turns."""
     counts = parse_counts(objects)

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import typer
 from rich.table import Table
 
+from SAM2AssistLib.cli.arguments import AsJson, Device, Model
 from SAM2AssistLib.cli.auto import follow
 from SAM2AssistLib.cli.console import own_command, print_json, propagate_with_progress, stdout, tell, working
 from SAM2AssistLib.cli.results import (
@@ -86,9 +87,9 @@ def demo(
             "--corrections", min=0, help=f"Simulated clicks for each organ of the phantom ({DEMO_CLICKS} if not given)."
         ),
     ] = None,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    model: Model = "mini",
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Auto-Segment a CT phantom, box what that does not know, correct it by simulated clicks, and show how it went."""
     if prompts is not None:

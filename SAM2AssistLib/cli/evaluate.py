@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
+from SAM2AssistLib.cli.arguments import Adapter, AsJson, Device, Model
 from SAM2AssistLib.cli.console import SECONDS_BETWEEN_LINES, print_json, say, stderr, stdout, tell, undisturbed, working
 from SAM2AssistLib.cli.segment import check_model
 from SAM2AssistLib.errors import Cancelled, InputError
@@ -56,10 +57,10 @@ def evaluate(
     support_part: Annotated[
         str | None, typer.Option("--support-part", metavar="PART", help="Of splits.json, that supports come from.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="A LoRA adapter.")] = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    model: Model = "mini",
+    adapter: Adapter = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on labelled CTs by a published protocol, and write a report."""
     if protocol not in PROTOCOLS:

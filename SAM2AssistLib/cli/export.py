@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from SAM2AssistLib.cli.arguments import AsJson, Series
 from SAM2AssistLib.cli.console import print_json, stdout, tell, working
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.algorithm import Algorithm
@@ -48,13 +49,11 @@ def export(
         ExportFormat,
         typer.Option("--as", help="DICOM-SEG (binary, fractional or one label map) or RTSTRUCT."),
     ] = ExportFormat.SEG,
-    series: Annotated[
-        str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where the folder holds several.")
-    ] = None,
+    series: Series = None,
     automatic: Annotated[
         bool, typer.Option("--automatic", help="Nobody prompted or corrected it: algorithm type AUTOMATIC.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a segmentation as DICOM that PACS and other viewers read, with references to the images it is of."""
     _check_paths(segmentation, output)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from SAM2AssistLib.cli.arguments import AsJson, Device, Model
 from SAM2AssistLib.cli.console import SECONDS_BETWEEN_LINES, print_json, say, stderr, stdout
 from SAM2AssistLib.cli.segment import check_model, parse_window
 from SAM2AssistLib.engine.catalogue import find_model
@@ -32,8 +33,8 @@ def finetune(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="ADAPTER", help="Folder for the adapter; made if missing.")],
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    model: Model = "mini",
+    device: Device = "auto",
     steps: Annotated[
         int, typer.Option("--steps", help="Steps of a run without pruning, which makes 56 % of them.")
     ] = 2000,
@@ -67,7 +68,7 @@ def finetune(
     untrained_base: Annotated[
         bool, typer.Option("--untrained-base", help="Try a setting without the weights; the adapter is of no use.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train an adapter on labelled CTs; the same command goes on with a run that was interrupted."""
     spec = find_model(model)

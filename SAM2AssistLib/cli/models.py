@@ -15,6 +15,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from SAM2AssistLib.cli.arguments import AsJson
 from SAM2AssistLib.cli.console import print_json, stderr, stdout
 from SAM2AssistLib.engine import catalogue, store
 from SAM2AssistLib.engine.catalogue import ModelSpec
@@ -22,12 +23,11 @@ from SAM2AssistLib.errors import ModelError
 
 models_app = typer.Typer(help="List, fetch, verify and remove model weights.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name from 'sam2assist models list'.")]
 
 
 @models_app.command("list")
-def list_models(as_json: JsonOption = False) -> None:
+def list_models(as_json: AsJson = False) -> None:
     """List the models, their licences, and which of them are on this computer."""
     if as_json:
         print_json({"cache": str(store.cache_folder()), "models": [_as_dict(spec) for spec in catalogue.CATALOGUE]})
@@ -58,7 +58,7 @@ def fetch_model(
         Path | None, typer.Option("--file", metavar="PATH", help="Use this copy of the weights; nothing is downloaded.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch again, even if verified weights are there.")] = False,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Get the weights of a model, from its publisher or from a file you have, and verify them."""
     spec = catalogue.find_model(name)
@@ -86,7 +86,7 @@ def fetch_model(
 @models_app.command("verify")
 def verify_models(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all that are here.")] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Recompute the SHA-256 of weights and compare it with the published, pinned or embedded value."""
     specs = [catalogue.find_model(name) for name in names or ()]
@@ -112,7 +112,7 @@ def verify_models(
 
 
 @models_app.command("remove")
-def remove_model(name: NameArgument, as_json: JsonOption = False) -> None:
+def remove_model(name: NameArgument, as_json: AsJson = False) -> None:
     """Delete fetched weights and tell the bytes freed."""
     spec = catalogue.find_model(name)
     freed = store.remove(spec)

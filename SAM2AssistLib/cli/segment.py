@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from SAM2AssistLib.cli.arguments import Adapter, AsJson, Device, HUWindow, Image, Model, Output, Preview, Series
 from SAM2AssistLib.cli.console import print_json, propagate_with_progress, say, stdout, tell, undisturbed, working
 from SAM2AssistLib.cli.refine import check_refined_path, place, read_refined, take_over, with_codes_of
 from SAM2AssistLib.cli.results import (
@@ -37,22 +38,15 @@ if TYPE_CHECKING:
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="OUT", help=".seg.nrrd, .dcm (DICOM-SEG), or a label map .nii.gz, .nrrd or .mha."
-        ),
-    ],
+    image: Image,
+    output: Output,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="Points and boxes (JSON; see the README).")
     ] = None,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="From 'sam2assist models list'.")] = "mini",
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="A LoRA adapter.")] = None,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    series: Annotated[
-        str | None, typer.Option("--series", metavar="NUMBER|UID", help="Which series, where a folder holds several.")
-    ] = None,
+    model: Model = "mini",
+    adapter: Adapter = None,
+    device: Device = "auto",
+    series: Series = None,
     refine: Annotated[
         Path | None,
         typer.Option("--refine", metavar="SEGMENTATION", help="Start from this one; prompts correct its segments."),
@@ -60,17 +54,12 @@ def segment(
     axis: Annotated[
         str, typer.Option("--axis", metavar="k|j|i", help="Axis of the voxel grid along which masks travel.")
     ] = "k",
-    window: Annotated[
-        str | None,
-        typer.Option("--window", metavar="W", help=f"{', '.join(WINDOW_PRESETS)}, or LEVEL/WIDTH in HU."),
-    ] = None,
-    preview: Annotated[
-        Path | None, typer.Option("--preview", metavar="PNG", help="Also draw slices with outlines.")
-    ] = None,
+    window: HUWindow = None,
+    preview: Preview = None,
     keep_partial: Annotated[
         bool, typer.Option("--keep-partial", help="On Ctrl-C, write the slices that are finished.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Segment a CT from prompts: each mask starts at its prompts and travels slice to slice through the volume."""
     # What costs nothing to find out comes first, so that nobody waits for the sentence that the name was misspelt.

@@ -8,19 +8,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from SAM2AssistLib.cli.arguments import AsJson, Image
 from SAM2AssistLib.cli.console import print_json, stdout, working
 
 support_app = typer.Typer(help="Keep finished cases that 'sam2assist auto --case NAME' goes by.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
 
 @support_app.command("add")
 def add_support(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file, or a folder with a DICOM series.")],
+    image: Image,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="A segmentation, or a label map with labels.json.")],
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="That of the image if not given.")] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add a finished case to the library."""
     from SAM2AssistLib.prompting.support import read_support
@@ -36,7 +35,7 @@ def add_support(
 
 
 @support_app.command("list")
-def list_supports(as_json: JsonOption = False) -> None:
+def list_supports(as_json: AsJson = False) -> None:
     """List the cases of the library."""
     from SAM2AssistLib.prompting.support_library import SupportLibrary
 
@@ -56,7 +55,7 @@ def list_supports(as_json: JsonOption = False) -> None:
 @support_app.command("remove")
 def remove_support(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name from 'sam2assist support list'.")],
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a case from the library."""
     from SAM2AssistLib.prompting.support_library import SupportLibrary

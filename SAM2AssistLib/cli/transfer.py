@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from SAM2AssistLib.cli.arguments import AsJson
 from SAM2AssistLib.cli.console import SECONDS_BETWEEN_LINES, print_json, say, stderr, stdout, working
 from SAM2AssistLib.errors import InputError
 
@@ -22,7 +23,6 @@ Host = Annotated[str | None, typer.Option("--host", metavar="HOST", help="Its ho
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, metavar="PORT", help="Its port.")]
 OwnAet = Annotated[str, typer.Option("--own-aet", metavar="TITLE", help="What this program is called there.")]
 Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS with --host; files from SAM2ASSIST_TLS_*.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def pull_command(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,22 @@ import numpy as np
 import pytest
 from mrml_scene import a_scene, assistant_for, mask_of, volume_node
 
+from SAM2AssistLib.engine.tracker import Tracker
+from SAM2AssistLib.engine.worker import Worker
 from SAM2AssistLib.mrml.assistant import Assistant
 from SAM2AssistLib.mrml.workspace import Workspace
 from SAM2AssistLib.volume import CTVolume
+
+
+def slices_visited_after(leave: Callable[[], object], worker: Worker, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Count for how many more slices the engine's thread goes on, the one it is at included, when all is left."""
+    visits, advance = [], Tracker.advance
+    monkeypatch.setattr(Tracker, "advance", lambda tracker, lanes: visits.append(lanes) or advance(tracker, lanes))
+    (thread,) = (thread for thread in threading.enumerate() if thread in worker._pool._threads)
+    leave()
+    thread.join(60)
+    assert not thread.is_alive()
+    return len(visits)
 
 
 @dataclass
