@@ -121,6 +121,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/mrml/assistant.py
   SAM2AssistLib/mrml/auto.py
   SAM2AssistLib/mrml/desk.py
+  SAM2AssistLib/mrml/edits.py
   SAM2AssistLib/mrml/export.py
   SAM2AssistLib/mrml/first_run.py
   SAM2AssistLib/mrml/gestures.py

@@ -15,7 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
-from SAM2AssistLib.engine.segment import Findings, SegmentRecord
+from SAM2AssistLib.engine.memory import SliceState
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, SegmentRecord
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,20 @@ class Command:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Bytes that only this command keeps: its deltas, and the states and masks that it has replaced."""
+        """Bytes that only this command keeps: its deltas, and the states and prompts that it has replaced."""
         total = sum(len(d.bits) for d in self.deltas)
         if self.before is None:
             return total
-        kept = set() if self.after is None else {id(s) for s in self.after.states.values()}
-        total += sum(s.size_bytes for s in self.before.states.values() if id(s) not in kept)
+        kept = set() if self.after is None else {id(held) for held in _held_by(self.after)}
+        total += sum(held.size_bytes for held in _held_by(self.before) if id(held) not in kept)
         return total + (self.record.mask.nbytes if self.after is None else 0)
+
+
+def _held_by(findings: Findings) -> list[SliceState | PlacedPrompt]:
+    """List what of findings takes memory, each once."""
+    bases = [state for state in findings.bases.values() if state is not None]
+    held: list[SliceState | PlacedPrompt] = [*findings.states.values(), *bases, *findings.prompts]
+    return list({id(item): item for item in held}.values())
 
 
 class Recorder:

@@ -90,6 +90,12 @@ class PlacedPrompt:
         """Whether it is a box."""
         return len(self.labels) == 2  # noqa: PLR2004 - two corners
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that its masks and its hint hold."""
+        masks = sum(mask.nbytes for mask in (self.mask, self.before) if mask is not None)
+        return masks + (0 if self.hint is None else self.hint.size_bytes)
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -134,9 +140,11 @@ class Findings:
         return replace(self, prompts=prompts, bases={k: s for k, s in self.bases.items() if k != index})
 
     def is_drawn(self, index: int) -> bool:
-        """Whether a slice is as the user has drawn it, with no prompt on it since."""
-        prompts = self.on(index)
-        return bool(prompts) and prompts[-1].is_drawing
+        """Whether a slice is as the user has drawn it, but for what prompts since have corrected around them."""
+        for prompt in reversed(self.on(index)):
+            if prompt.is_drawing or prompt.mask is None:
+                return prompt.is_drawing
+        return False
 
     @property
     def limits(self) -> tuple[int, int] | None:

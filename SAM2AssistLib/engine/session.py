@@ -290,6 +290,22 @@ class Session(SelfPromptedSession):
                 new = new.with_state(index, plane.decode_last(new, index))
             record.findings = new
 
+    def give_up(self, segment: Segment, slices: Mapping[int, np.ndarray]) -> None:
+        """Let a segment be as it is shown after others have taken voxels from it; its prompts and states stay.
+
+        Parameters
+        ----------
+        slices : masks (rows, columns) bool by index along the segment's axis; those that are as they were may be there.
+        """
+        record = self._record(segment)
+        self._interrupt()
+        axis = self.segment_axis(segment)
+        changed = {k: m for k, m in slices.items() if (record.slice_of(axis, k) != m).any()}
+        if changed:
+            with self._recording("give up", record) as recorder:
+                for index, mask in changed.items():
+                    recorder.write(axis, index, mask)
+
     def add_prompts(self, prompts: SegmentPrompts) -> Segment:
         """Add a segment with all its prompts, boxes first, as a prompt file lists them; one step of undo.
 
@@ -312,8 +328,11 @@ class Session(SelfPromptedSession):
         """Remove a prompt; its slice shows what it would without it, its neighbours are propagated anew next time."""
         record = self._record(segment)
         old = record.findings
-        if prompt.id not in {p.id for p in old.prompts}:
+        # As it is now: removing one before it on its slice has answered it anew.
+        now = next((p for p in old.prompts if p.id == prompt.id), None)
+        if now is None:
             raise InputError(f"The prompt is not one of {segment.name!r}; it may have been removed before.")
+        prompt = now
         self._interrupt()
         axis, index = self.segment_axis(segment), prompt.index
         with self._recording("remove prompt", record) as recorder:

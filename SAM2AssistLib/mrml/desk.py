@@ -6,6 +6,7 @@ learn is yielded as patches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.engine.worker import Leave
+from SAM2AssistLib.mrml.edits import along_own, take_edited
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
 from SAM2AssistLib.mrml.journal import KnownMask, Mark, packed, unpacked
 from SAM2AssistLib.mrml.words import translator
@@ -27,12 +29,6 @@ if TYPE_CHECKING:
     from SAM2AssistLib.engine.session import Session
 
 _ = translator(__file__)
-
-FEW_SLICES = 3
-"""So many edited slices are prompts whose correction travels on; more of them are a segment made elsewhere."""
-
-ANCHORS = 8
-"""Slices of a segment made elsewhere that the engine remembers; as many as it attends to at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +287,18 @@ class Desk:
 
         Parameters
         ----------
-        axis : along which they are; those along another axis than the segment's are only noted in its mask.
+        axis : along which they are.
         slices : masks by index.
         """
         yield from self.begin()
-        session, segment = self.session, self._segment(segment_id, name)
-        if axis != session.segment_axis(segment):
-            return
-        if len(slices) <= FEW_SLICES:
-            for index, mask in slices.items():
-                session.add_mask(segment, index, mask)
-        else:
-            prompted = {prompt.index for prompt in session.prompts(segment)}
-            anchors = (prompted & slices.keys()) | set(_anchors(slices))
-            session.adopt(segment, slices, sorted(anchors))
+        take_edited(self.session, self._segment(segment_id, name), axis, slices)
         yield self._confidence(segment_id)
+
+    def give_up(self, segment_id: str, axis: int, slices: Mapping[int, NDArray[np.bool_]]) -> None:
+        """Note what others have left of slices of a segment, if the engine knows it; see `take_edit`."""
+        segment = self._present().get(segment_id)
+        if segment is not None:
+            self.session.give_up(segment, along_own(self.session, segment, axis, slices))
 
     def settle(self, segment_id: str, gestures: Sequence[Gesture]) -> None:
         """Note prompts of an earlier session, whose result the segment already holds."""
@@ -354,7 +347,7 @@ class Desk:
         assert isinstance(point, PointPrompt)
         axis = self._session.segment_axis(segment) if segment is not None else self.axis
         mask = self._session.preview_point(segment, point)
-        index = round(point.index_ijk[2 - axis])
+        index = math.floor(point.index_ijk[2 - axis] + 0.5)  # as a click is taken
         return None if mask is None else Patch(segment_id, axis, index, mask)
 
     def next_doubtful_slice(self) -> tuple[str, int, int] | None:
@@ -479,11 +472,3 @@ class Desk:
     def _standing(self) -> Standing:
         gestures = {key: self._gestures(key, segment) for key, segment in self._present().items()}
         return Standing({**self._settled, **gestures}, frozenset(gestures))
-
-
-def _anchors(slices: Mapping[int, NDArray[np.bool_]]) -> list[int]:
-    """Choose slices that stand for the others: the ends of what is there, and some between."""
-    shown = sorted(index for index, mask in slices.items() if mask.any())
-    if len(shown) <= ANCHORS:
-        return shown
-    return [shown[place] for place in np.linspace(0, len(shown) - 1, ANCHORS).round().astype(int)]

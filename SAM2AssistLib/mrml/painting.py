@@ -45,6 +45,7 @@ class Painter:
         self._states: dict[str, LabelmapState | None] = {}
         self._untold: set[str] = set()
         self._unfinished: set[str] = set()
+        self._overwritten_in: dict[str, set[tuple[int, int]]] = {}
         self._drawn_at = 0.0
 
     def has(self, segment_id: str) -> bool:
@@ -88,6 +89,19 @@ class Painter:
         self._states.pop(segment_id, None)
         self._untold.discard(segment_id)
         self._unfinished.discard(segment_id)
+        self._overwritten_in.pop(segment_id, None)
+
+    def lost_voxels(self, segment_id: str) -> dict[int, dict[int, NDArray[np.bool_]]]:
+        """Return the slices of a segment that others have overwritten since this was last asked.
+
+        Returns
+        -------
+        Masks (rows, columns) as they are now, by array axis and index.
+        """
+        left: dict[int, dict[int, NDArray[np.bool_]]] = {}
+        for axis, index in sorted(self._overwritten_in.pop(segment_id, ())):
+            left.setdefault(axis, {})[index] = self.voxels(segment_id).read_slice(axis, index)
+        return left
 
     # What others have changed
 
@@ -136,6 +150,7 @@ class Painter:
             theirs = self.voxels(other).read_slice(*place)
             if (theirs & painted).any():
                 entries += self._put(other, *place, theirs & ~painted)
+                self._overwritten_in.setdefault(other, set()).add(place)
         return entries + self._put(patch.segment_id, *place, mask)
 
     def apply(self, entries: list[Entry]) -> None:

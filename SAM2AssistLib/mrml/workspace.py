@@ -7,6 +7,7 @@ to the segmentation as they come. A step of undo is what one gesture has led to,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from SAM2AssistLib.engine.worker import Rank, Task, Worker
@@ -242,6 +243,8 @@ class Workspace:
         self._propagating.interrupt()
         for segment_id in filter(self.painter.has, segment_ids):
             self._submit_meeting(segment_id)
+            for lost in self.painter.lost_voxels(segment_id).items():
+                self._submit(_("take over"), None, partial(_nothing, self.desk.give_up, segment_id, *lost), self._told)
         found = self.painter.found_changes()
         if not found or self._turning.follow(found):
             return

@@ -296,6 +296,13 @@ def test_the_oldest_commands_leave_when_the_budget_is_used_up():
     assert [history.undo({}) for _ in range(4)] == ["5", "4", "3", None]
 
 
+def test_masks_of_prompts_that_are_gone_count_in_the_budget(a_quick_session, a_segment):
+    drawn = np.ones((64, 64), bool)
+    a_quick_session.add_mask(a_segment, 5, drawn)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[0])
+    assert a_quick_session.history._done[-1].size_bytes >= drawn.nbytes
+
+
 def test_the_last_command_stays_even_if_it_alone_exceeds_the_budget():
     history = History(budget_bytes=1)
     history.add(a_command(0))

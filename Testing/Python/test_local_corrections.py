@@ -170,6 +170,19 @@ def test_of_two_corrections_each_can_be_removed_by_itself(tracked):
     np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], first)
 
 
+def test_corrections_that_are_removed_one_after_the_other_leave_nothing_behind(tracked):
+    session, segment = tracked
+    before = session.mask(segment)[ELSEWHERE]
+    row, column = a_place(before, inside=True)
+    for step in range(3):
+        click(session, segment, (ELSEWHERE, row, column + step), positive=False)
+    corrections = session.prompts(segment)[-3:]
+    assert not np.array_equal(session.mask(segment)[ELSEWHERE], before)
+    for correction in corrections:  # as they were at first: each removal answers those after it anew
+        session.remove_prompt(segment, correction)
+    np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], before)
+
+
 @pytest.mark.parametrize("positive", [True, False])
 def test_a_correction_that_is_left_still_holds_where_one_beside_it_is_removed(tracked, positive):
     session, segment = tracked

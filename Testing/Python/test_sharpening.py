@@ -67,6 +67,22 @@ def test_a_propagation_leaves_prompted_slices_as_they_were_shown(bar_session):
     assert np.array_equal(session.mask(segment)[4], shown)
 
 
+@pytest.mark.parametrize("clicked", [False, True])
+def test_a_drawn_slice_never_gives_way_not_even_with_a_click_on_it(bar_session, clicked):
+    session, bar = bar_session
+    segment, half = session.add_segment("bar"), bar[2].copy()
+    half[:, 50:] = False
+    session.add_mask(segment, 2, half)
+    if clicked:
+        rows, columns = np.nonzero(half)
+        click(session, segment, (2, rows[0], columns[0] - 1))
+    shown = session.mask(segment)[2]
+    for k in (4, 7):
+        click(session, segment, (k, 48 + (k - 4) * 2, 44))
+    run(session)
+    assert np.array_equal(session.mask(segment)[2], shown)
+
+
 @pytest.fixture
 def half_an_answer(monkeypatch):
     """Let the network find but half of the bar on slice 2, whatever it is asked."""
