@@ -32,7 +32,8 @@ class Propagating:
     journal : of the steps that a propagation belongs to.
     desk : the engine's side.
     rules : what predictions have to keep to.
-    submit, begin, told : of the workspace: brings work to the engine's thread, opens a step, tells of an error.
+    submit, begin, told, note : of the workspace: brings work to the engine's thread, opens a step, tells of an error,
+        tells a sentence.
 
     Attributes
     ----------
@@ -47,9 +48,10 @@ class Propagating:
         submit: Submit,
         begin: Callable[[str], Step],
         told: End,
+        note: Callable[[str], None],
     ) -> None:
         self.journal, self.desk, self.rules = journal, desk, rules
-        self._submit, self._begin, self._told = submit, begin, told
+        self._submit, self._begin, self._told, self._note = submit, begin, told, note
         self.running: Task | None = None
         self._unfinished: set[str] = set()
         self._gave_way: Step | None = None
@@ -74,6 +76,8 @@ class Propagating:
             self._told(error)
             if step.empty and self._gave_way is None:
                 self.journal.withdraw(step)
+                if error is None and not task.cancelled:
+                    self._note(_("Nothing has changed: a propagation begins at prompts and drawings that are new."))
 
         # What was left to other segments, or to another area, since it was predicted is not to be predicted again.
         anew = not self.rules.confine()

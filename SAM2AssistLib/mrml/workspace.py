@@ -77,7 +77,7 @@ class Workspace:
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
-        self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told)
+        self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, self._say)
         self._wanted: list[frozenset[str]] = []
         self._held: set[tuple[str, int, int]] = set()
         self._touched = False
@@ -484,6 +484,9 @@ class Workspace:
         kept += [g for g in before if g not in wanted and g not in now]
         self._synced[segment_id] = tuple(kept)
         self.prompts.show(segment_id, kept)
+
+    def _say(self, sentence: str) -> None:
+        self.listener.note(sentence)
 
     def _told(self, error: BaseException | None) -> None:
         if error is not None:

@@ -56,8 +56,12 @@ def test_slices_drawn_here_and_there_in_an_empty_segment_are_carried_to_those_be
 
 def test_a_segment_made_elsewhere_is_not_carried_on_by_a_look_at_it(desk: Desk) -> None:  # noqa: F811
     edit(desk, dict.fromkeys(range(2, 8), SQUARE))
-    before = desk.mask()
+    before, told = desk.mask(), []
+    desk.assistant.listener.note = told.append
     np.testing.assert_array_equal(propagate(desk), before)
+    (sentence,) = told
+    assert "Nothing has changed" in sentence
+    assert desk.workspace.undo() != "propagate"
 
 
 @pytest.mark.parametrize("undone", [True, False])
