@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong usage or input, with one sentence on stderr; 130 can
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -83,6 +84,13 @@ def main() -> None:
         sentence, status = _usage_sentence(error), EXIT_WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
         status = EXIT_CANCELLED
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # What was asked for is on the disk by the time that it is told of.
+        sentence = f"What was to be said could not be written ({error.strerror}); the files are finished."
+        status = EXIT_WRONG_INPUT
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python tries once more at its end
     # From here on all is said and done, and Ctrl-C could only add a traceback while Python shuts down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Typer makes an exit status of Ctrl-C, in older versions an exception.

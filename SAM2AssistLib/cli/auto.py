@@ -27,7 +27,7 @@ from SAM2AssistLib.cli.results import (
 from SAM2AssistLib.cli.segment import check_keeps_inputs, check_model, check_preview_path, parse_window
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError
-from SAM2AssistLib.io.segmentation import check_can_refer, check_output_path
+from SAM2AssistLib.io.segmentation import check_can_refer, check_keeps_series, check_output_path
 from SAM2AssistLib.volume import CTVolume
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ def auto(
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
         check_can_refer(output, volume)
-        cases: list[SupportCase | Support] = [_support(*pair) for pair in pairs]
+        read = [_support(*pair) for pair in pairs]
+        for support_case in read:
+            check_keeps_series(output, support_case.volume)
+        cases: list[SupportCase | Support] = [*read]
     tell(volume.warnings)
     clock.lap("read")
     with working(f"Loading {model}"):

@@ -63,8 +63,8 @@ def finetune(
     synthetic: Annotated[int, typer.Option("--synthetic", help="Volumes of random shapes beside the data.")] = 0,
     precision: Annotated[str, typer.Option("--precision", help="no (float32) or bf16.")] = "no",
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that prepare samples.")] = 0,
-    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", help="Steps between checkpoints.")] = 50,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare samples.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")] = 50,
     untrained_base: Annotated[
         bool, typer.Option("--untrained-base", help="Try a setting without the weights; the adapter is of no use.")
     ] = False,

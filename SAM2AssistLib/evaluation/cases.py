@@ -84,6 +84,12 @@ class Case:
         """Unique in its data folder, such as "ct_sarcoma/sts_001"."""
         return self.files.name
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of image and reference."""
+        label_map = () if self.files.label_map is None else (self.files.label_map,)
+        return (self.files.image, *label_map, *self.files.masks.values())
+
     def read(self) -> ReadCase:
         """Read image and reference.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +88,7 @@ class Request:
             "model": None if files else self.model,
             "weights": None if files else _digest(model_store.weights_path(find_model(self.model))),
             "adapter": None if self.adapter is None else self.adapter.name,
-            "adapter_weights": None if self.adapter is None else _digest(self.adapter / "adapter_model.safetensors"),
+            "adapter_weights": None if self.adapter is None else _digest_of_all(self.adapter),
             "clicks": self.corrections,
             "seeds": self.repetitions,
             "structures": list(self.structures),
@@ -218,6 +220,13 @@ def _organs_of(cases: Sequence[Case], source: Source) -> tuple[str, ...]:
     if not organs:
         raise InputError("The data and the model have no structure in common; check the names in labels.json.")
     return organs
+
+
+def _digest_of_all(adapter: Path) -> str:
+    """Tell adapters apart: by their updates, and by all the heads and parts beside them."""
+    _digest(adapter / "adapter_model.safetensors")  # refuses what is no adapter
+    parts = {file.name: _digest(file) for file in sorted(adapter.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _digest(path: Path) -> str:

@@ -48,8 +48,12 @@ class Source(Protocol):
     def classes(self) -> Collection[str] | None:
         """What it can segment; None if that is for the data to say."""
 
+    def files(self, case: str) -> Sequence[Path]:
+        """What it reads of a case beside image and reference."""
+        return ()
 
-class FromFiles:
+
+class FromFiles(Source):
     """Results of any program, one file for each case.
 
     Parameters
@@ -67,16 +71,21 @@ class FromFiles:
     def classes(self) -> None:
         """Whatever the data name."""
 
+    def files(self, case: str) -> Sequence[Path]:
+        """The file of a case."""
+        path = next((p for e in ENDINGS if (p := self.folder / (case + e)).is_file()), None)
+        if path is None:
+            raise InputError(f"{self.folder} has no result for the case {case}; put {case}.nii.gz there.")
+        return (path,)
+
     def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
         """Read the file of a case."""
-        path = next((p for e in ENDINGS if (p := self.folder / (case.name + e)).is_file()), None)
-        if path is None:
-            raise InputError(f"{self.folder} has no result for the case {case.name}; put {case.name}.nii.gz there.")
-        found, ijk_to_lps = read_segmentation(path)
+        (path,) = self.files(case.name)
+        found, ijk_to_lps = read_segmentation(path, case.volume)
         return {named.name: named.mask for named in masks_on_grid_of(case.volume, found, ijk_to_lps)}
 
 
-class FromBoxes:
+class FromBoxes(Source):
     """The engine, told where each organ is by a box on its middle slice: what prompts alone can reach.
 
     Parameters
@@ -141,7 +150,7 @@ class SupportDraws:
         return others[: self.count]
 
 
-class AutoSegment:
+class AutoSegment(Source):
     """The engine without prompts: with a self-prompt head, or with support cases.
 
     Parameters

@@ -1,11 +1,13 @@
 """What has been measured so far, kept on the disk so that a long measurement can be broken off and gone on with.
 
 A result folder holds ``settings.json`` (what was measured, and how), ``cases/CASE.json`` (the results of a case,
-renewed after each structure) and ``masks/CASE/*.npz`` (the masks, for the pictures of the report).
+renewed after each structure), ``files/CASE.json`` (by what digests of its files they are known again) and
+``masks/CASE/*.npz`` (the masks, for the pictures of the report).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.atomic import atomic_path
 from SAM2AssistLib.io.named_mask import bounding_box
@@ -74,6 +77,25 @@ class Store(Generic[Record]):
         if path.is_file():
             _check_same(folder, _read(path), settings)
         write_json(path, settings)
+
+    def hold_to(self, case: str, files: Sequence[Path]) -> None:
+        """Note what files the results of a case are of, or will be; a folder is all that is in it.
+
+        Raises
+        ------
+        InputError
+            If the results that are there are of others, or of these as they were before.
+        """
+        digests = {"/".join(path.parts[-2:]): _digest(path) for path in files}
+        path = self.folder / "files" / self._case_path(case).name
+        if path.is_file() and _read(path) != digests:
+            changed = [name for name in digests if _read(path).get(name) != digests[name]]
+            raise InputError(
+                f"{self.folder} holds results of {case} with another {' and '.join(changed) or 'set of files'}; choose "
+                "another folder for --out."
+            )
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, digests)
 
     def load(self, case: str) -> CaseResults[Record] | None:
         """Return what is known of a case, None if nothing is."""
@@ -163,6 +185,11 @@ def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> N
                 f"{folder} holds results for {key} {json.dumps(held.get(key))}, not {json.dumps(wanted.get(key))}; "
                 "choose another folder for --out."
             )
+
+
+def _digest(path: Path) -> str:
+    parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return hashlib.sha256("".join(file_sha256(part) for part in parts).encode()).hexdigest()[:16]
 
 
 def _as_tuple(value: Any) -> Any:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from SAM2AssistLib.errors import OutputError
+from SAM2AssistLib.errors import OutputError, SAM2AssistError
 
 # Endings of two parts by which writers know the format; of any other file the last part is the ending.
 DOUBLE_ENDINGS = (".seg.nrrd", ".nii.gz")
+
+LEAST_FREE_BYTES = 1 << 20
+"""With less than this, a writer that does not say why it has failed has found the disk full."""
 
 
 def ending_of(path: str | Path) -> str:
@@ -87,14 +93,40 @@ def atomic_paths(*finals: str | Path) -> Iterator[tuple[Path, ...]]:
             _flush(part)
         for part, target in zip(parts, targets, strict=True):
             os.replace(part, target)
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except SAM2AssistError:
+        raise
+    except Exception as error:
+        # torch, safetensors and pydicom wrap what the system said, each in a way of its own.
+        reason = _reason(error, parts)
+        if reason is None:
+            raise
         names = " and ".join(map(str, finals))
         raise OutputError(f"{names} cannot be written ({reason}); free some space or choose another place.") from error
     finally:
         for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException, parts: Sequence[Path]) -> str | None:
+    """Tell in a few words why files could not be written; None if that is not what an exception is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", str(error))
+    if number is not None:
+        return os.strerror(int(number[1] or number[2]))
+    if isinstance(error, OSError):
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, RuntimeError) and not _has_room(parts):
+        return os.strerror(errno.ENOSPC)
+    return None
+
+
+def _has_room(parts: Sequence[Path]) -> bool:
+    try:
+        return all(shutil.disk_usage(part.parent).free > LEAST_FREE_BYTES for part in parts)
+    except OSError:
+        return False
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Segmentations as label maps (`.nii.gz`, `.nrrd`, `.mha`): one number per voxel, with the names in a JSON file beside.
 
 Names are in `{"liver": 5, ...}`, from name to label value. What this program writes to `NAME.nii.gz` gets its own
-`NAME.labels.json`, so that results in one folder never mix up each other's names. A reader looks for that file first;
+`NAME.labels.json`, or `NAME.nii.gz.labels.json` where another label map `NAME` has other names there, so that results
+in one folder never mix up each other's names. A reader looks for these first, for the longer name before the other;
 then for `labels.json` in the same folder, which holds for all label maps of a data set, and in the folder above if the
 label map is in a folder `labels`. A label that no file names is called `label_7`.
 """
@@ -9,7 +10,7 @@ label map is in a folder `labels`. A label that no file names is called `label_7
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,35 @@ if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
 
 SHARED_NAMES = "labels.json"
+LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
 
 
 def names_path_of(path: str | Path) -> Path:
     """Where the names of a label map are written: `liver.nii.gz` -> `liver.labels.json`."""
     path = Path(path)
     return path.with_name(path.name[: len(path.name) - len(ending_of(path))] + ".labels.json")
+
+
+def _whole_names_path_of(path: Path) -> Path:
+    return path.with_name(path.name + ".labels.json")
+
+
+def own_names_path_of(path: str | Path) -> Path:
+    """Where the names of a label map are looked for: `liver.nii.gz.labels.json` if there is one."""
+    path = Path(path)
+    whole = _whole_names_path_of(path)
+    return whole if whole.is_file() else names_path_of(path)
+
+
+def _names_path_for(path: Path, values: Mapping[str, int]) -> Path:
+    """Where to write names so that no other label map gets them."""
+    found = own_names_path_of(path)
+    if not found.is_file() or found != names_path_of(path):
+        return found
+    stem = path.name[: len(path.name) - len(ending_of(path))]
+    others = [p for e in LABEL_MAP_ENDINGS if (p := path.with_name(stem + e)).exists() and p.name != path.name]
+    differ = read_names(found) != {value: name for name, value in values.items()}
+    return _whole_names_path_of(path) if others and differ else found
 
 
 def check_names_path(path: Path) -> None:
@@ -86,9 +110,10 @@ def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolu
     values = {named.name: value for value, named in enumerate(masks, 1)}
     if len(values) < len(masks):
         raise OutputError(f"{path.name} cannot hold two segments of the same name; rename one or write a .seg.nrrd.")
-    check_names_path(names_path_of(path))
+    check_names_path(own_names_path_of(path))
+    names_path = _names_path_for(path, values)
     labels, lost = _label_array(masks, volume.shape_kji)
-    with atomic_paths(path, names_path_of(path)) as (part, names_part):
+    with atomic_paths(path, names_path) as (part, names_part):
         names_part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         try:
             sitk.WriteImage(image_of(labels, volume.ijk_to_lps), str(part), useCompression=True)
@@ -134,7 +159,7 @@ def segments_of_label_image(image: sitk.Image, path: Path) -> tuple[list[NamedMa
     labels = sitk.GetArrayViewFromImage(image)
     if labels.ndim != 3:
         raise InputError(f"The image {path} has several values per voxel, so it is no label map.")
-    own = names_path_of(path)
+    own = own_names_path_of(path)
     names = read_names(own) if own.is_file() else _shared_names(path)
     wanted = {int(value) for value in np.unique(labels)} - {0}
     if own.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,16 @@ from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.atomic import check_place, ending_of
 from SAM2AssistLib.io.dicom_kinds import check_highdicom
 from SAM2AssistLib.io.itk_image import image_of, read_label_image
-from SAM2AssistLib.io.label_map import check_names_path, names_path_of, segments_of_label_image, write_label_map
+from SAM2AssistLib.io.label_map import (
+    LABEL_MAP_ENDINGS,
+    check_names_path,
+    own_names_path_of,
+    segments_of_label_image,
+    write_label_map,
+)
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.seg_nrrd import has_segments, segments_of_image, write_seg_nrrd
+from SAM2AssistLib.prompts import is_written_beside
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NamedMask",
     "check_can_refer",
+    "check_keeps_series",
     "check_output_path",
     "masks_on_grid_of",
     "prompts_path_of",
@@ -35,7 +44,6 @@ __all__ = [
 ]
 
 SEGMENTATION_ENDING = ".seg.nrrd"
-LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
 DICOM_ENDING = ".dcm"
 
 # Grids that agree so well in all their voxels differ by rounding only.
@@ -62,18 +70,39 @@ def check_output_path(path: str | Path) -> None:
     check_place(path)
     if ending == DICOM_ENDING:
         check_highdicom()
+        check_own_prompts(prompts_path_of(path))
     if ending in LABEL_MAP_ENDINGS:
-        check_names_path(names_path_of(path))
+        check_names_path(own_names_path_of(path))
 
 
-def check_can_refer(path: str | Path, volume: CTVolume) -> None:
-    """Refuse, before a volume is segmented, a DICOM-SEG of one that is not from DICOM images.
+def check_own_prompts(path: Path) -> None:
+    """Refuse to replace prompts that somebody has written by those that led to a DICOM-SEG.
 
     Raises
     ------
+    OutputError
+        If there is a file of that name that no result was written with, or a folder.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, but the prompts of the result go there; choose another name.")
+    if path.is_file() and not is_written_beside(path):
+        raise OutputError(
+            f"{path} is there and was not written beside a result, whose prompts would replace it; choose another name "
+            "for the result."
+        )
+
+
+def check_can_refer(path: str | Path, volume: CTVolume) -> None:
+    """Refuse, before a volume is segmented, a result in place of one of its images, or that cannot refer to them.
+
+    Raises
+    ------
+    OutputError
+        If the result would replace a DICOM image of the volume.
     InputError
         If the path ends in .dcm and the volume names no DICOM files.
     """
+    check_keeps_series(path, volume)
     if ending_of(path) == DICOM_ENDING and not volume.dicom_files:
         raise InputError(
             f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is not one slice per "
@@ -81,12 +110,20 @@ def check_can_refer(path: str | Path, volume: CTVolume) -> None:
         )
 
 
+def check_keeps_series(path: str | Path, volume: CTVolume) -> None:
+    """Refuse a result in place of one of the DICOM images that a volume was read from; raises `OutputError`."""
+    images = {os.path.realpath(file) for file in volume.dicom_files}
+    for file in written_files(path):
+        if os.path.realpath(file) in images:
+            raise OutputError(f"{file.name} is an image of the series and would be lost; choose another name.")
+
+
 def written_files(path: str | Path) -> tuple[Path, ...]:
     """Return the files that a result at this path makes or replaces."""
     path = Path(path)
     if ending_of(path) == DICOM_ENDING:
         return (path, prompts_path_of(path))
-    return (path, names_path_of(path)) if ending_of(path) in LABEL_MAP_ENDINGS else (path,)
+    return (path, own_names_path_of(path)) if ending_of(path) in LABEL_MAP_ENDINGS else (path,)
 
 
 def prompts_path_of(path: Path) -> Path:

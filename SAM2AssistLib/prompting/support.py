@@ -75,7 +75,7 @@ def read_support(image: Path, mask: Path) -> SupportCase:
         If one of them cannot be read, they do not belong together, or the masks are empty.
     """
     volume = CTVolume.read(image)
-    named, geometry = read_segmentation(mask)
+    named, geometry = read_segmentation(mask, volume)
     is_label_map = ending_of(mask) not in (SEGMENTATION_ENDING, ".dcm")
     if named and is_label_map and named[0].mask.shape != volume.shape_kji:
         raise InputError(

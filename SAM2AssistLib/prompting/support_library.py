@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,10 +197,15 @@ class SupportLibrary:
 
     @staticmethod
     def _cache(path: Path, engine: Engine, support: Support) -> None:
-        """Keep what was made of a case, in place of what another network or window made of it."""
-        for old in path.parent.glob(f"features-{engine.spec.name}-*.safetensors"):
-            old.unlink(missing_ok=True)
-        _write_cached(path, support)
+        """Keep what was made of a case, in place of what another network or window made of it.
+
+        Where nothing can be written, the next time takes as long as this one.
+        """
+        others = [old for old in path.parent.glob(f"features-{engine.spec.name}-*.safetensors") if old != path]
+        with suppress(OutputError, OSError):
+            _write_cached(path, support)
+            for old in others:
+                old.unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
         if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):
@@ -225,12 +231,9 @@ def _write_cached(path: Path, support: Support) -> None:
         "view": json.dumps([view.row, view.column, view.rows, view.columns]),
         "distance_mm": repr(support.features.distance_mm),
     }
-    try:
-        with atomic_path(path) as part:
-            levels = {f"level {n}": level.contiguous() for n, level in enumerate(support.features.levels)}
-            save_file({**levels, "shares": support.shares.contiguous()}, part, metadata=description)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); check the free space.") from error
+    with atomic_path(path) as part:
+        levels = {f"level {n}": level.contiguous() for n, level in enumerate(support.features.levels)}
+        save_file({**levels, "shares": support.shares.contiguous()}, part, metadata=description)
 
 
 def _read_cached(path: Path, engine: Engine, case: SupportCase, window: Window) -> Support | None:

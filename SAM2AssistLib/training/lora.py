@@ -16,6 +16,7 @@ is adapted follows SAMed (Zhang and Liu 2023, arXiv 2304.13785).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.adapter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.engine.split_qkv import split_qkv
-from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.errors import InputError, ModelError, OutputError
 from SAM2AssistLib.io.atomic import atomic_paths
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class LoraRecipe:
         InputError
             If the rank or alpha is not above 0, the dropout no share, nothing is to be trained, or a part is unknown.
         """
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"LoRA needs a rank and an alpha above 0, but got {self.rank} and {self.alpha}.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"The LoRA dropout {self.dropout} is no share; give a number from 0 up to 1.")
@@ -169,6 +170,9 @@ def save_adapter(
 
     weights = peft.get_peft_model_state_dict(adapted)
     config = adapted.peft_config["default"].to_dict() | {"inference_mode": True}
+    trained = [*weights.values(), *(t for head in (heads or {}).values() for t in head.state_dict().values())]
+    if not all(bool(tensor.isfinite().all()) for tensor in trained):
+        raise ModelError("The training has ended in weights that are not finite; train again with a lower rate.")
     names = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *(f"{name}.safetensors" for name in heads or {})]
     try:
         folder.mkdir(parents=True, exist_ok=True)

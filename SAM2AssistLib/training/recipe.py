@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -68,7 +69,7 @@ class FineTuneRecipe:
         for name in ("steps", "batch", "accumulate", "clip_slices", "most_regions"):
             if getattr(self, name) < 1:
                 raise InputError(f"A run needs {name} of 1 or more, but got {getattr(self, name)}.")
-        if self.learning_rate <= 0 or self.whole_rate <= 0:
+        if not all(rate > 0 and math.isfinite(rate) for rate in (self.learning_rate, self.whole_rate)):
             raise InputError("A run needs learning rates above 0.")
         if self.precision not in ("no", "bf16"):
             raise InputError(f"There is no precision {self.precision!r}; choose no or bf16.")

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        TypeError(
+            "With tag (7FE0,0010) got exception: [Errno 28] No space left on device\nTraceback (most recent call"
+        ),
+    ],
+)
+def test_what_a_library_says_of_a_full_disk_is_one_sentence_too(tmp_path, error):
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt"):
+            raise error
+
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written \(No space left on device\)") as told:
+        write()
+    assert "Traceback" not in str(told.value)
+
+
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_a_writer_that_fails_without_a_reason_has_found_the_disk_full_if_it_is(tmp_path, monkeypatch, free):
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=free))
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt"):
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(RuntimeError if free else OutputError, match="unexpected pos" if free else "No space left"):
+        write()
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):

@@ -136,6 +136,33 @@ def export_sentence(capfd, place, segmentation="made.seg.nrrd", output="a.dcm", 
     return sentence
 
 
+@pytest.mark.parametrize("command", ["export", "segment", "auto"])
+def test_a_result_never_replaces_an_image_of_the_series(place, capfd, command):
+    image = sorted((place / "ct").iterdir())[2]
+    before = image.read_bytes()
+    wanted = image.with_suffix(".dcm")
+    image.rename(wanted)
+    given = {
+        "export": (place / "made.seg.nrrd", "--dicom", place / "ct"),
+        "segment": (place / "ct", "--prompts", place / "prompts.json"),
+        "auto": (place / "ct",),
+    }[command]
+    assert "would be lost" in sentence_of(run(capfd, command, *given, "-o", wanted))
+    assert wanted.read_bytes() == before
+
+
+def test_prompts_that_somebody_has_written_are_not_replaced_by_those_of_a_result(place, capfd):
+    mine = place / "case.prompts.json"
+    mine.write_text((place / "prompts.json").read_text())
+    given = (place / "ct", "--prompts", place / "prompts.json", "-o", place / "case.dcm", "--device", "cpu")
+    assert "case.prompts.json is there" in sentence_of(run(capfd, "segment", *given))
+    assert mine.read_text() == (place / "prompts.json").read_text()
+    mine.unlink()
+    for _ in range(2):  # those of a result are
+        assert run(capfd, "segment", *given).code == 0
+    assert "made_with" in json.loads(mine.read_text())
+
+
 def test_another_ending_is_refused(place, capfd):
     assert ".dcm" in export_sentence(capfd, place, output="a.nrrd")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import SCRIPT, quiet_environment
 from ct_files import empty_volume
 from rich.console import Console
 
@@ -69,3 +71,21 @@ def test_a_file_name_that_looks_like_markup_is_shown_as_it_is_while_working(monk
     with console.working("Writing to [/b] [red]"):
         pass
     assert "Writing to [/b] [red]" in screen.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_result_that_cannot_be_told_of_is_there_and_one_sentence_says_so() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [str(SCRIPT), "models", "list", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+            env=quiet_environment(),
+        )
+    assert done.returncode == 2
+    assert (
+        done.stderr == "What was to be said could not be written (No space left on device); the files are finished.\n"
+    )

@@ -16,6 +16,7 @@ from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.rtstruct import outlines, read_rtstruct, write_rtstruct
 from SAM2AssistLib.io.segmentation import read_segmentation
+from SAM2AssistLib.prompting.support import read_support
 from SAM2AssistLib.volume import CTVolume
 
 
@@ -180,3 +181,12 @@ def test_masks_on_another_grid_than_the_images_are_refused(tmp_path):
 def test_empty_segments_alone_are_refused(tmp_path):
     with pytest.raises(InputError, match="empty"):
         write_rtstruct(tmp_path / "a.dcm", [NamedMask("a", np.zeros(SHAPE_KJI, bool))], a_series(tmp_path / "ct"))
+
+
+def test_an_rtstruct_can_be_the_mask_of_a_support_case(a_structure_set, tmp_path):
+    path, _ = a_structure_set
+    found = read_support(tmp_path / "ct", path)
+    expected = liver_and_tumor()
+    assert set(found.masks) == {named.name for named in expected}
+    for named in expected:
+        np.testing.assert_array_equal(found.masks[named.name], named.mask)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from auto_scenes import a_learned_head, a_prompter, balls
 from evaluation_data import a_trial, ball_labels, write_data
 
@@ -16,10 +17,11 @@ from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, measure_organs, summarise_organs
 from SAM2AssistLib.evaluation.cases import ReadCase, find_cases
 from SAM2AssistLib.evaluation.interactive import Task, Trial, User, run_trial, users
+from SAM2AssistLib.evaluation.measurements import Request
 from SAM2AssistLib.evaluation.methods import EngineMethod
 from SAM2AssistLib.evaluation.organs import SYNAPSE8
 from SAM2AssistLib.evaluation.running import Plan, measure
-from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, SupportDraws
+from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, Source, SupportDraws
 from SAM2AssistLib.evaluation.store import CaseResults, Store
 from SAM2AssistLib.evaluation.summary import (
     area_under_steps,
@@ -236,6 +238,28 @@ def test_a_measurement_that_was_broken_off_goes_on_where_it_was(data, tmp_path):
     assert [step.structure for step in measure(cases, a_plan(method), store)] == ["", ""]
 
 
+def test_results_of_labels_that_have_changed_since_are_not_taken_for_those_of_the_new_ones(data, tmp_path):
+    cases = find_cases(data)
+    list(measure(cases, a_plan(Obedient(ball_labels() > 0)), Store(tmp_path / "out", SETTINGS, Trial)))
+    label = cases[0].paths[1]
+    image = sitk.ReadImage(str(label))
+    image[0, 0, 0] = 2
+    sitk.WriteImage(image, str(label))
+    with pytest.raises(InputError, match=f"results of one with another labels/{label.name}"):
+        list(measure(cases, a_plan(Obedient(ball_labels() > 0)), Store(tmp_path / "out", SETTINGS, Trial)))
+
+
+def test_an_adapter_is_known_by_its_heads_too(data, tmp_path):
+    settings = []
+    for content in (b"one", b"other"):
+        adapter = tmp_path / "adapter"
+        adapter.mkdir(exist_ok=True)
+        (adapter / "adapter_model.safetensors").write_bytes(b"updates of zero")
+        (adapter / "self_prompt.safetensors").write_bytes(content)
+        settings.append(Request(data, "auto", tmp_path / "out", adapter=adapter).settings())
+    assert settings[0] != settings[1]
+
+
 def test_structures_that_are_too_small_or_not_asked_for_are_left_out(data, tmp_path):
     cases = find_cases(data, only=["one"])
     plan = Plan((Obedient(ball_labels() > 0),), tuple(users("cvpr25")), 0, least_voxels=600)
@@ -248,7 +272,7 @@ def test_structures_that_are_too_small_or_not_asked_for_are_left_out(data, tmp_p
 # Organs
 
 
-class Fixed:
+class Fixed(Source):
     """A source that always gives the same masks."""
 
     name, told = "fixed", ""

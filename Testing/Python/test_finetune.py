@@ -408,10 +408,23 @@ def test_the_command_refuses_data_of_another_grid_by_file(a_folder, tmp_path, ca
         (("--whole", "everything"), "no part to train whole"),
         (("--pruning", "hard"), "no pruning 'hard'"),
         (("--device", "abacus"), "no kind of device"),
+        (("--learning-rate", "nan"), "learning rates above 0"),
+        (("--alpha", "inf"), "an alpha above 0"),
+        (("--workers", "-1"), "--workers"),
+        (("--checkpoint-every", "0"), "--checkpoint-every"),
     ],
 )
 def test_the_command_refuses_wrong_settings_in_one_sentence(a_folder, tmp_path, capfd, arguments, words):
     assert words in sentence_of(run(capfd, "finetune", "--data", a_folder, "--out", tmp_path / "out", *arguments))
+
+
+def test_a_place_that_no_adapter_can_be_written_to_is_refused_before_anything_is_measured(
+    a_folder, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("SAM2AssistLib.training.adapter_run.build_base", None)
+    (tmp_path / "file").write_text("")
+    sentence = sentence_of(run(capfd, "finetune", "--data", a_folder, "--out", tmp_path / "file" / "adapter"))
+    assert "cannot be made" in sentence
 
 
 def test_the_command_trains_mini_and_the_engine_takes_the_adapter(a_folder, tmp_path, capfd):

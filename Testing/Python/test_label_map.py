@@ -116,6 +116,22 @@ def test_names_go_to_a_file_of_their_own_so_that_results_in_one_folder_do_not_mi
     assert json.loads((tmp_path / "labels.json").read_text()) == {"spleen": 1}
 
 
+def test_label_maps_of_one_name_and_two_endings_keep_their_own_names(tmp_path):
+    write_segmentation(tmp_path / "one.nii.gz", [LIVER, TUMOR], OBLIQUE)
+    write_segmentation(tmp_path / "one.mha", [TUMOR], OBLIQUE)
+    assert [named.name for named in read_segmentation(tmp_path / "one.nii.gz")[0]] == ["liver", "liver tumor"]
+    assert [named.name for named in read_segmentation(tmp_path / "one.mha")[0]] == ["liver tumor"]
+    write_segmentation(tmp_path / "one.mha", [LIVER], OBLIQUE)  # and again
+    assert [named.name for named in read_segmentation(tmp_path / "one.mha")[0]] == ["liver"]
+    assert [named.name for named in read_segmentation(tmp_path / "one.nii.gz")[0]] == ["liver", "liver tumor"]
+
+
+def test_the_same_segments_in_two_formats_share_one_file_of_names(tmp_path):
+    for ending in ENDINGS:
+        write_segmentation(tmp_path / f"one{ending}", [LIVER, TUMOR], OBLIQUE)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["one.labels.json"]
+
+
 def test_a_file_that_holds_no_names_is_not_replaced_by_names(tmp_path):
     (tmp_path / "one.labels.json").write_text("my notes")
     for refused in (check_output_path, lambda path: write_segmentation(path, [LIVER], OBLIQUE)):

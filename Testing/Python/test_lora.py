@@ -157,6 +157,15 @@ def test_a_head_is_written_beside_and_float16_halves_the_file(monkeypatch, tmp_p
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_weights_that_are_not_finite_are_not_written(monkeypatch, tmp_path):
+    adapted = attach_lora(a_tiny_sam2(monkeypatch), LoraRecipe(rank=2))
+    with torch.no_grad():
+        next(p for p in adapted.parameters() if p.requires_grad).fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        save_adapter(adapted, tmp_path / "adapter", base_card(SPEC))
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_the_same_adapter_makes_the_same_files(monkeypatch, tmp_path):
     for name in ("one", "two"):
         an_adapter(monkeypatch, tmp_path / name)

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from auto_scenes import BALLS, balls
 from command_line import run, sentence_of
+from safetensors import SafetensorError
 
 from SAM2AssistLib.engine.loading import default_window
 from SAM2AssistLib.errors import InputError
@@ -84,6 +85,21 @@ def test_features_are_made_again_for_another_window_and_the_old_ones_go(a_librar
     a_library.prepare(engine, "balls", Window(300, 900))
     (second,) = (a_library.folder / "balls").glob("features-*")
     assert first.name != second.name
+
+
+def test_a_library_that_cannot_be_written_to_costs_time_and_nothing_else(a_library, a_case, quick_engine, monkeypatch):
+    engine, window = quick_engine(), default_window(a_case.volume)
+    a_library.add(a_case)
+    a_library.prepare(engine, "balls", window)
+
+    def refused(*_args, **_kwargs):
+        raise SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refused)
+    again = a_library.prepare(engine, "balls", Window(300, 900))
+    assert again.classes == prepare_support(engine, a_case, window).classes
+    (_,) = (a_library.folder / "balls").glob("features-*")  # of the other window
+    assert a_library.prepare(engine, "balls", window).plane.encoder.encoded == 0
 
 
 def test_features_that_are_damaged_are_made_again(a_library, a_case, quick_engine):
