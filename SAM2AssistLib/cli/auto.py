@@ -93,8 +93,8 @@ def auto(
         volume = CTVolume.read(image, series=series)
         check_can_refer(output, volume)
         read = [_support(*pair) for pair in pairs]
-        for support_case in read:
-            check_keeps_series(output, support_case.volume)
+        for finished in read:
+            check_keeps_series(output, finished.volume)
         cases: list[SupportCase | Support] = [*read]
     tell(volume.warnings)
     clock.lap("read")
@@ -124,7 +124,7 @@ def auto(
 
                 write_preview(preview, volume, masks, window=session.window)
     else:
-        notes = [f"Nothing found of the {len(verdicts)} classes in {image.name}; {output.name} was not written."]
+        notes = [_nothing_found(len(verdicts), image, output)]
     clock.lap("write")
     tell(notes)
     if as_json:
@@ -148,6 +148,11 @@ def auto(
     if masks:
         stdout().print(f"{output} written; {clock.laps['auto']:.1f} s on {engine.model.device}.", soft_wrap=True)
         stdout().print(slicer_advice(image, output), soft_wrap=True)
+
+
+def _nothing_found(classes: int, image: Path, output: Path) -> str:
+    left = "is still that of an earlier run" if output.exists() else "was not written"
+    return f"Nothing found of the {classes} classes in {image.name}; {output.name} {left}."
 
 
 def _adapter_used(adapter: Path | None, model: str) -> Path | None:

@@ -100,6 +100,12 @@ class Session(SelfPromptedSession):
         self.history.add(Command(f"add {name}", handle.id, None, record.findings, (), record))
         return handle
 
+    def rename_segment(self, segment: Segment, name: str) -> Segment:
+        """Give a segment another name, which no other has; returns its new handle. That is no step of undo."""
+        record = self._record(segment)
+        record.handle = Segment(segment.id, name)
+        return record.handle
+
     def remove_segment(self, segment: Segment) -> None:
         """Remove a segment with its prompts and its mask; undo brings it back."""
         record = self._record(segment)

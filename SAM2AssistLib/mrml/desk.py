@@ -232,6 +232,9 @@ class Desk:
 
         yield from self.begin()
         session, mark = self.session, self.mark
+        for key, segment in self._present().items():
+            if segment.name in wanted:  # it was called so once, or it has been emptied
+                self._segments[key] = session.rename_segment(segment, f"{key} {segment.id}")
         library, support = SupportLibrary(), []
         for case in cases:
             title = _("look at {case}").format(case=case)
@@ -338,10 +341,15 @@ class Desk:
 
     # What the user asks
 
-    def preview(self, segment_id: str, gesture: Gesture) -> Patch | None:
-        """Tell what a click would give on its slice, changing nothing; None if the engine is not ready for that."""
+    def preview(self, segment_id: str, gesture: Gesture, *, held: bool = False) -> Patch | None:
+        """Tell what a click would give on its slice, changing nothing; None if the engine is not ready for that.
+
+        Parameters
+        ----------
+        held : whether the segment holds voxels, of which the engine may not know yet.
+        """
         segment = self._present().get(segment_id)
-        if self._session is None:
+        if self._session is None or (held and segment is None):
             return None
         (point,) = gesture.prompts(self.volume, self.axis)
         assert isinstance(point, PointPrompt)

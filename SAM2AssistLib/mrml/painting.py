@@ -91,6 +91,11 @@ class Painter:
         self._unfinished.discard(segment_id)
         self._overwritten_in.pop(segment_id, None)
 
+    def holds_voxels(self, segment_id: str) -> bool:
+        """Whether there is anything in a segment, as far as it is known."""
+        known = self.known.get(segment_id) or self.look_at(segment_id)
+        return bool(known.slices)
+
     def lost_voxels(self, segment_id: str) -> dict[int, dict[int, NDArray[np.bool_]]]:
         """Return the slices of a segment that others have overwritten since this was last asked.
 

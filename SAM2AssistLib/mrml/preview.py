@@ -46,9 +46,10 @@ class Preview:
         if not inside:
             self.hide()
             return
+        held = workspace.painter.has(segment_id) and workspace.painter.holds_voxels(segment_id)
         workspace.ask(
             "preview",
-            lambda: workspace.desk.preview(segment_id, gesture),
+            lambda: workspace.desk.preview(segment_id, gesture, held=held),
             lambda patch: self.show(workspace, patch) if self._asked == gesture else None,
         )
 

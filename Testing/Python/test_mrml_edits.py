@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("vtk", reason="slicer-core is not installed")
 pytest.importorskip("slicer", reason="slicer-core is not installed")
 
+from auto_scenes import BALLS, balls  # noqa: E402
 from mrml_desk import Desk, desk  # noqa: E402, F401
 from mrml_scene import box, paint, point  # noqa: E402
 
-from SAM2AssistLib.mrml.desk import Patch  # noqa: E402
+from SAM2AssistLib.mrml.desk import Patch, Verdicts  # noqa: E402
 from SAM2AssistLib.mrml.masking import Overlap  # noqa: E402
+from SAM2AssistLib.prompting.support import SupportCase  # noqa: E402
+from SAM2AssistLib.prompting.support_library import SupportLibrary  # noqa: E402
 
 LEFT, RIGHT = (5, 32, 20), (5, 32, 44)
 SQUARE = np.zeros((64, 64), bool)
@@ -103,3 +108,43 @@ def test_a_correction_leaves_to_another_segment_what_that_has_taken_elsewhere(
     desk.workspace.undo()
     assert desk.assistant.wait()
     np.testing.assert_array_equal(desk.mask()[5], first & ~theirs)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_auto_segment_takes_the_name_of_a_segment_that_was_renamed_or_emptied(
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    emptied: bool,
+) -> None:
+    monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path))
+    SupportLibrary().add(SupportCase("balls", *balls()))
+    segments, (name, *_) = desk.segmentation.GetSegmentation(), BALLS
+    segments.GetSegment(desk.segment).SetName(name)
+    assert desk.do(desk.segment, point(desk.ct, LEFT)).any()
+    if emptied:
+        edit(desk, dict.fromkeys(range(desk.ct.shape_kji[0]), NOTHING))
+        wanted = desk.segment
+    else:
+        segments.GetSegment(desk.segment).SetName("by hand")
+        wanted = desk.add_segment(name)
+    verdicts: list[Verdicts | None] = []
+    desk.workspace.auto_segment({name: wanted}, None, ["balls"], verdicts.append)
+    assert desk.assistant.wait()
+    assert not desk.errors
+    (found,) = verdicts
+    assert found is not None
+    assert desk.mask(wanted).any() == found.present[name]
+
+
+def test_a_preview_says_nothing_of_a_segment_that_the_engine_has_yet_to_meet(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.add_segment("other"), point(desk.ct, RIGHT))
+    edit(desk, {5: SQUARE})
+
+    def preview() -> Patch | None:
+        held = desk.workspace.painter.holds_voxels(desk.segment)
+        return desk.workspace.desk.preview(desk.segment, point(desk.ct, LEFT), held=held)
+
+    assert preview() is None
+    propagate(desk)
+    assert preview() is not None
