@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,8 +11,10 @@ from SAM2AssistLib.training.phantoms import make_phantom
 from SAM2AssistLib.volume import CTVolume
 
 SEED = 11
-DISTINCT_VOXELS = 200 * 256 * 256
-"""A scene with more voxels goes to and fro through this many: what is timed does not depend on there being more."""
+DISTINCT_SLICES = 200
+"""A longer scene goes to and fro through these: what is timed does not depend on there being more."""
+COARSE = 128
+"""Pixels to a side that a phantom is made with, which takes its time; in larger scenes they are repeated."""
 BODY_MM, SLICE_MM = 384.0, 1.5
 LEAST_PIXELS = 30
 
@@ -40,19 +43,31 @@ def make_scene(slices: int, size: int, objects: int) -> Scene:
     slices, size : length of the volume, and side of its slices in pixels.
     objects : masks wanted. Where the slice has fewer structures, pairs of them follow.
     """
-    pixel_mm = BODY_MM / size
-    distinct = min(slices, DISTINCT_VOXELS // size**2)
-    phantom = make_phantom(SEED, (distinct, size, size), (pixel_mm, pixel_mm, SLICE_MM))
-    order = _to_and_fro(distinct, slices)
+    array, labels, names = _phantom(min(slices, DISTINCT_SLICES), min(size, COARSE))
+    order, pixel_mm = _to_and_fro(len(array), slices), BODY_MM / size
     volume = CTVolume.from_array(
-        phantom.volume.array[order], (pixel_mm, pixel_mm, SLICE_MM), np.diag([pixel_mm, pixel_mm, SLICE_MM, 1.0])
+        _enlarged(array, size)[order], (pixel_mm, pixel_mm, SLICE_MM), np.diag([pixel_mm, pixel_mm, SLICE_MM, 1.0])
     )
     index = slices // 2
-    labels = phantom.labels[order[index]]
+    shown = _enlarged(labels[order[index]], size)
     least = LEAST_PIXELS * (size / 256) ** 2
-    alone = [labels == n for n in phantom.names.values() if (labels == n).sum() >= least]
+    alone = [shown == n for n in names if (shown == n).sum() >= least]
     pairs = [a | b for n, a in enumerate(alone) for b in alone[:n]]
     return Scene(volume, index, np.array((alone + pairs)[:objects]))
+
+
+@lru_cache(maxsize=1)
+def _phantom(slices: int, side: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Make voxels in HU and labels, (slices, side, side) both, and which labels there are."""
+    pixel_mm = BODY_MM / side
+    phantom = make_phantom(SEED, (slices, side, side), (pixel_mm, pixel_mm, SLICE_MM))
+    return phantom.volume.array, phantom.labels, tuple(phantom.names.values())
+
+
+def _enlarged(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Bring slices (..., rows, columns) to a size by repeating pixels."""
+    nearest = np.arange(size) * pixels.shape[-1] // size
+    return pixels[..., nearest[:, None], nearest]
 
 
 def _to_and_fro(distinct: int, count: int) -> np.ndarray:
