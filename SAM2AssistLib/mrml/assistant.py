@@ -10,7 +10,6 @@ This is what the Slicer module talks to; it runs without any window, too:
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -131,8 +130,7 @@ class Assistant:
     def engine(self, choice: EngineChoice) -> Engine:
         """Return the engine of a choice, loading it if it is another one than before; for the worker's thread."""
         if self._engine is None or self._engine[0] != choice:
-            self._engine = None
-            gc.collect()  # the old one's memory is free before the new one needs it
+            self._engine = None  # the old one's memory is free before the new one needs it
             self._engine = (choice, self._loader(choice))
         return self._engine[1]
 
