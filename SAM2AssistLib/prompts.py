@@ -221,15 +221,6 @@ def write_prompt_file(
     return str(content["frame"])
 
 
-def is_written_beside(path: Path) -> bool:
-    """Tell whether a file holds prompts that were written beside a result, and not by somebody."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "made_with" in content
-
-
 def prompt_file_content(
     segments: Sequence[SegmentPrompts], volume: CTVolume, frame: str = "RAS", made_with: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,6 @@ from SAM2AssistLib.io.label_map import (
 )
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.seg_nrrd import has_segments, segments_of_image, write_seg_nrrd
-from SAM2AssistLib.prompts import is_written_beside
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
@@ -85,11 +85,20 @@ def check_own_prompts(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder, but the prompts of the result go there; choose another name.")
-    if path.is_file() and not is_written_beside(path):
+    if path.is_file() and not _is_written_beside(path):
         raise OutputError(
             f"{path} is there and was not written beside a result, whose prompts would replace it; choose another name "
             "for the result."
         )
+
+
+def _is_written_beside(path: Path) -> bool:
+    """Tell whether a file holds prompts that were written beside a result, and not by somebody."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "made_with" in content
 
 
 def check_can_refer(path: str | Path, volume: CTVolume) -> None:
