@@ -127,6 +127,7 @@ class SliceEncoder:
             held |= self._encode(missing[start : start + self.batch])
         for key in wanted:
             self._keep(key, held[key].on("cpu") if self.on_host else held[key])
+        self._make_room_beside()
         # The network may be elsewhere by now: a volume beside this one can have sent it to the CPU for want of memory.
         return [held[key].on(self.model.device) for key in keys]
 
@@ -201,6 +202,9 @@ class SliceEncoder:
         self._cache.move_to_end(key)
         while len(self._cache) > 1 and (self.bytes_held > self.budget_bytes or len(self._cache) > self.most_slices):
             self._drop_oldest()
+
+    def _make_room_beside(self) -> None:
+        """Let the other encoders on the device drop what is beyond the budget, those left longest ago first."""
         beside = [other for other in _ENCODERS if other is not self and other.model.device == self.model.device]
         excess = self.bytes_held + sum(other.bytes_held for other in beside) - self.budget_bytes
         for other in sorted(beside, key=lambda encoder: encoder._turn) if excess > 0 else ():

@@ -88,14 +88,17 @@ class Store(Generic[Record]):
         """
         digests = {"/".join(path.parts[-2:]): _digest(path) for path in files}
         path = self.folder / "files" / self._case_path(case).name
-        if path.is_file() and _read(path) != digests:
-            changed = [name for name in digests if _read(path).get(name) != digests[name]]
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, digests)
+            return
+        held = _read(path)
+        if held != digests:
+            changed = [name for name in digests if held.get(name) != digests[name]]
             raise InputError(
                 f"{self.folder} holds results of {case} with another {' and '.join(changed) or 'set of files'}; choose "
                 "another folder for --out."
             )
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, digests)
 
     def load(self, case: str) -> CaseResults[Record] | None:
         """Return what is known of a case, None if nothing is."""
