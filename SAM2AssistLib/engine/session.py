@@ -199,7 +199,7 @@ class Session(SelfPromptedSession):
             raise InputError(f"The point at voxel {point.index_ijk} lies outside the volume; click inside it.")
         axis = self.segment_axis(segment)
         index_kji = np.array(point.index_ijk)[::-1]
-        index = self._nearest_slice(index_kji, axis)
+        index = self.nearest_slice(index_kji, axis)
         placed = PlacedPrompt(next(self._ids), index, _in_plane(index_kji, axis), np.array([int(point.positive)]))
         return self._place(record, axis, placed, "add point")
 
@@ -217,7 +217,7 @@ class Session(SelfPromptedSession):
         axis = self.axis if old.axis is None else old.axis
         index_kji = np.array(point.index_ijk)[::-1]
         placed = PlacedPrompt(
-            0, self._nearest_slice(index_kji, axis), _in_plane(index_kji, axis), np.array([int(point.positive)])
+            0, self.nearest_slice(index_kji, axis), _in_plane(index_kji, axis), np.array([int(point.positive)])
         )
         shown = None if segment is None else self._record(segment).slice_of(axis, placed.index)
         return self._plane(axis).preview(old, placed, shown)
@@ -239,7 +239,7 @@ class Session(SelfPromptedSession):
         record = self._record(segment)
         axis = self._axis_for(record, box)
         low, high = np.array(box.min_ijk)[::-1], np.array(box.max_ijk)[::-1]
-        first, last = self._nearest_slice(low, axis), self._nearest_slice(high, axis)
+        first, last = self.nearest_slice(low, axis), self.nearest_slice(high, axis)
         # The outermost voxels belong to the box as a whole: in a coarse volume half of one is much.
         margin = 0.5 if self.engine.options.whole_voxels else 0.0
         corners = np.concatenate([_in_plane(low, axis) - margin, _in_plane(high, axis) + margin])
@@ -432,6 +432,10 @@ class Session(SelfPromptedSession):
         self._interrupt()
         return self.history.redo(self._records)
 
+    def nearest_slice(self, index_kji: np.ndarray, axis: int) -> int:
+        """Give the slice a voxel position lies on; half a voxel belongs to the one above, as for a box."""
+        return min(math.floor(float(index_kji[axis]) + 0.5), self.volume.shape_kji[axis] - 1)
+
     # Inside
 
     def _record(self, segment: Segment) -> SegmentRecord:
@@ -439,10 +443,6 @@ class Session(SelfPromptedSession):
         if record is None:
             raise InputError(f"The segment {segment.name!r} is not in this session; it may have been removed.")
         return record
-
-    def _nearest_slice(self, index_kji: np.ndarray, axis: int) -> int:
-        """Give the slice a voxel position lies on; half a voxel belongs to the one above, as for a box."""
-        return min(math.floor(float(index_kji[axis]) + 0.5), self.volume.shape_kji[axis] - 1)
 
     def _plane(self, axis: int) -> Plane:
         if axis not in self._planes:

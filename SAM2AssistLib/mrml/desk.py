@@ -6,7 +6,6 @@ learn is yielded as patches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -355,7 +354,7 @@ class Desk:
         assert isinstance(point, PointPrompt)
         axis = self._session.segment_axis(segment) if segment is not None else self.axis
         mask = self._session.preview_point(segment, point)
-        index = math.floor(point.index_ijk[2 - axis] + 0.5)  # as a click is taken
+        index = self._session.nearest_slice(np.array(point.index_ijk[::-1]), axis)
         return None if mask is None else Patch(segment_id, axis, index, mask)
 
     def next_doubtful_slice(self) -> tuple[str, int, int] | None:
