@@ -28,7 +28,7 @@ from SAM2AssistLib.cli.results import (
 )
 from SAM2AssistLib.cli.segment import check_model, check_prompt_path
 from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.atomic import atomic_path, make_folder
 from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file, write_prompt_file
@@ -99,7 +99,8 @@ def demo(
     if corrections is not None and ct is not None:
         raise InputError("Simulated clicks need a truth to click by, which your CT has not; leave --corrections out.")
     check_model(model)
-    _make_folder(out)
+    make_folder(out)
+    check_output_path(out / SEGMENTATION_FILE)
     with working("Making the phantom" if ct is None else "Reading the image"):
         task = _phantom_task() if ct is None else _own_task(ct, prompts)
     by_itself = prompts is None and _knows_organs(model)
@@ -144,14 +145,6 @@ def demo(
         return
     _show(task, found, scores, report, clock)
     _tell_what_next(out, ct, prompts)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {out} cannot be made ({error.strerror}); choose another with --out.") from error
-    check_output_path(out / SEGMENTATION_FILE)
 
 
 def _phantom_task() -> _Task:

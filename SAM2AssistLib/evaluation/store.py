@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.engine.store import file_sha256
-from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io.atomic import atomic_path, make_folder
 from SAM2AssistLib.io.named_mask import bounding_box
 
 Record = TypeVar("Record")
@@ -68,11 +68,8 @@ class Store(Generic[Record]):
     def __init__(self, folder: Path, settings: dict[str, Any], record_type: type[Record]) -> None:
         self.folder, self.record_type = folder, record_type
         settings = json.loads(json.dumps(settings))  # as they will be read again
-        try:
-            (folder / "cases").mkdir(parents=True, exist_ok=True)
-            (folder / "masks").mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"The folder {folder} cannot be made ({error.strerror}); choose another one.") from error
+        for part in ("cases", "masks", "files"):
+            make_folder(folder / part)
         path = folder / "settings.json"
         if path.is_file():
             _check_same(folder, _read(path), settings)
@@ -89,7 +86,6 @@ class Store(Generic[Record]):
         digests = {"/".join(path.parts[-2:]): _digest(path) for path in files}
         path = self.folder / "files" / self._case_path(case).name
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             write_json(path, digests)
             return
         held = _read(path)

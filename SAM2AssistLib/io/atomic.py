@@ -47,6 +47,22 @@ def check_place(path: str | Path) -> None:
         raise OutputError(f"The folder {folder} may not be written to; choose another place for {path.name}.")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those it lies in, unless it is there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made, or may not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made ({error.strerror}); choose another one.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} may not be written to; choose another one.")
+
+
 @contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Give a path to write to, and put the file in its place when the block ends without an exception.

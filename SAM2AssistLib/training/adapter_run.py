@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_SLICES, THREE_WIND
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.engine.loading import load_base
-from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io.atomic import atomic_path, make_folder
 from SAM2AssistLib.prompting.error_head import ErrorHead, channels_of
 from SAM2AssistLib.training.datasets.case import DataSet
 from SAM2AssistLib.training.datasets.layouts import find_data
@@ -139,7 +138,7 @@ def finetune_adapter(
     split = split_of(data, split_file)
     names = _names(data, classes)
     store, samples = _training_samples(data, split, names, spec, recipe)
-    _make(folder)
+    make_folder(folder)
     accelerator = make_accelerator(recipe, device)
     base = build_base(spec, untrained=untrained_base)
     validation = _Validation(data, split, names, spec, recipe)
@@ -161,16 +160,6 @@ def finetune_adapter(
     tuner.run(report)
     base_sha256 = UNTRAINED if untrained_base else store_of_weights.expected_sha256(spec)
     return _finish(tuner, data, split, names, validation, base_sha256)
-
-
-def _make(folder: Path) -> None:
-    """Make a folder that can be written to, before time is spent on what goes there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {folder} cannot be made ({error.strerror}); choose another one.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {folder} may not be written to; choose another one.")
 
 
 def _names(data: DataSet, classes: tuple[str, ...]) -> dict[str, int]:

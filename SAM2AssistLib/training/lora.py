@@ -31,8 +31,8 @@ from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.adapter import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.engine.split_qkv import split_qkv
-from SAM2AssistLib.errors import InputError, ModelError, OutputError
-from SAM2AssistLib.io.atomic import atomic_paths
+from SAM2AssistLib.errors import InputError, ModelError
+from SAM2AssistLib.io.atomic import atomic_paths, make_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -174,10 +174,7 @@ def save_adapter(
     if not all(bool(tensor.isfinite().all()) for tensor in trained):
         raise ModelError("The training has ended in weights that are not finite; train again with a lower rate.")
     names = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *(f"{name}.safetensors" for name in heads or {})]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The adapter folder {folder} cannot be made ({error.strerror}); choose another.") from error
+    make_folder(folder)
     with atomic_paths(*(folder / name for name in names)) as (config_part, weights_part, card_part, *head_parts):
         config_part.write_text(json.dumps(_plain(config), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _save(weights, weights_part, dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.atomic import atomic_path, make_folder
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -65,7 +65,7 @@ def save_state(state: RunState, folder: Path) -> None:
     OutputError
         If it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     content = {item.name: getattr(state, item.name) for item in fields(state)}
     content["position"] = asdict(state.position)
     with atomic_path(folder / CHECKPOINT) as part:
