@@ -171,19 +171,27 @@ class Desk:
             If a prompt cannot be used; then nothing has changed.
         """
         yield from self.begin()
-        mark = self.mark
+        mark, settled = self.mark, self._settled.get(segment_id, ())
         try:
             segment = self._segment(segment_id, name)
-            self._take_away(segment_id, segment, wanted)
+            kept = self._take_away(segment_id, segment, wanted)
             present = self._gestures(segment_id, segment)
             for gesture in wanted:
                 if gesture not in present:
                     self._place(segment, gesture)
         except BaseException:
             self._take_back(mark)
+            self._settled[segment_id] = settled
             raise
         yield from self._patches(mark, {})
         yield self._confidence(segment_id)
+        if kept:
+            yield Note(
+                _(
+                    "What that prompt had found in {name} stays: an earlier session or another model has answered it. "
+                    "Undo brings the prompt back; a negative click or the eraser takes away what is too much."
+                ).format(name=name)
+            )
 
     def propagate(
         self, segment_ids: Sequence[str] | None = None, *, anew: bool = True
@@ -405,12 +413,15 @@ class Desk:
                 found.append(gesture)
         return found
 
-    def _take_away(self, segment_id: str, segment: Segment, wanted: Sequence[Gesture]) -> None:
-        self._settled[segment_id] = tuple(g for g in self._settled.get(segment_id, ()) if g in wanted)
+    def _take_away(self, segment_id: str, segment: Segment, wanted: Sequence[Gesture]) -> bool:
+        """Remove the prompts that are not wanted; tells whether one was answered elsewhere, so its mask stays."""
+        settled = self._settled.get(segment_id, ())
+        self._settled[segment_id] = tuple(g for g in settled if g in wanted)
         for prompt in self.session.prompts(segment):
             gesture = self._gesture_of.get(prompt.id)
             if gesture is not None and gesture not in wanted:
                 self.session.remove_prompt(segment, prompt)
+        return self._settled[segment_id] != settled
 
     def _place(self, segment: Segment, gesture: Gesture) -> None:
         session = self.session

@@ -134,7 +134,7 @@ def test_scores_of_other_data_are_refused():
         a_pruner().load_state_dict(a_pruner(count=99).state_dict())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 1000))
 def test_every_plan_has_its_size_whatever_is_known(count, epoch, seed):
     rng = np.random.default_rng(seed)

@@ -105,16 +105,16 @@ def test_without_corrections_only_the_box_is_scored(
 def test_auto_segment_comes_first_and_what_it_does_not_know_gets_a_box(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "DEMO_ORGANS", ("liver", "kidney_right", "gallbladder"))
-    monkeypatch.setattr(demo, "DEMO_SHAPE_KJI", (48, 112, 112))
-    monkeypatch.setattr(demo, "DEMO_SPACING_IJK", (3.2, 3.2, 5.0))
+    monkeypatch.setattr(demo, "DEMO_ORGANS", ("liver", "kidney_right", "pancreas"))
+    monkeypatch.setattr(demo, "DEMO_SHAPE_KJI", (27, 112, 112))
+    monkeypatch.setattr(demo, "DEMO_SPACING_IJK", (3.2, 3.2, 9.0))
     monkeypatch.setattr(preview, "write_preview", lambda path, *_, window: path.write_text("drawn"))
     report = json.loads(run(capfd, "demo", "--out", tmp_path, "--corrections", "1", "--json").out)
     known = report["auto_segmented"]
     assert {"liver", "kidney_right"} <= set(known)
     names = [row["name"] for row in report["segments"]]
     assert sorted(names[: len(known)]) == known
-    assert names[len(known) :] == ["gallbladder"]
+    assert names[len(known) :] == ["pancreas"]
     assert report["dice"][0]["liver"] > 0.7
     assert len(report["dice"]) == 2
     own = json.loads(run(capfd, "demo", "--out", tmp_path / "again", "--ct", tmp_path / "ct.nrrd", "--json").out)

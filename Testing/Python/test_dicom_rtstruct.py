@@ -35,7 +35,7 @@ def a_structure_set(tmp_path):
     return tmp_path / "a.dcm", volume
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.8, 0.95]), st.integers(1, 14), st.integers(1, 14))
 def test_outlines_of_any_mask_hold_just_its_pixels(seed, share, rows, columns):
     mask = np.random.default_rng(seed).random((rows, columns)) < share

@@ -89,7 +89,7 @@ def scenes(draw):
     return affine(spacing, rotation(angles), origin), shape, masks, generator.permutation(shape[0])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(scenes())
 def test_any_mask_on_any_grid_comes_back_whatever_the_order_of_files(tmp_path_factory, scene):
     ijk_to_lps, shape, arrays, order = scene
@@ -101,7 +101,7 @@ def test_any_mask_on_any_grid_comes_back_whatever_the_order_of_files(tmp_path_fa
     assert_same(read_on(volume, folder / "a.dcm"), masks)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(axes=st.permutations((0, 1, 2)), flips=st.tuples(*[st.booleans()] * 3))
 def test_a_volume_that_was_turned_and_flipped_is_brought_back_to_its_images(tmp_path_factory, axes, flips):
     folder = tmp_path_factory.mktemp("turned")

@@ -85,7 +85,7 @@ def test_slices_stored_from_head_to_feet_are_turned_so_that_the_grid_is_right_ha
     st.tuples(*[st.floats(0.3, 5)] * 3),
     st.tuples(*[st.floats(-500, 500)] * 3),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_oblique_and_anisotropic_series_keep_their_geometry(tmp_path_factory, angles, spacing, origin):
     folder = tmp_path_factory.mktemp("scan")
     matrix = affine(spacing, rotation(angles), origin)

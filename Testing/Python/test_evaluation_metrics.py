@@ -78,7 +78,7 @@ def test_the_edge_of_the_volume_is_no_place_where_surfaces_are_lost():
 
 
 @given(MASKS, MASKS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_surface_dice_is_symmetric_and_grows_with_the_tolerance(one, other):
     scores = [surface_dice(one, other, THICK, tolerance) for tolerance in (0.5, 2.0, 60.0)]
     assert scores == pytest.approx([surface_dice(other, one, THICK, tolerance) for tolerance in (0.5, 2.0, 60.0)])

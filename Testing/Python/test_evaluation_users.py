@@ -132,7 +132,7 @@ def test_every_click_is_on_an_error_and_says_the_truth(chosen, mask, reference):
 
 
 @given(MASKS, st.sampled_from(BEHAVIOURS), st.integers(0, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_people_do_it_is_on_the_middle_slice_inside_the_volume_and_clicks_are_inside(mask, behaviour, seed):
     if not mask.any():
         return

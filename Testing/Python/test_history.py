@@ -136,7 +136,7 @@ def assert_masks_lie_on_known_slices(session) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"stop_rules": True}, asdict(EngineOptions.like_upstream())])
 @given(changes=st.lists(CHANGES, max_size=14))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_sequence_of_changes_is_undone_and_redone_exactly(quick_engine, a_small_volume, options, changes):
     with quick_engine(**options).open(a_small_volume) as session:
         session.add_segment("one")

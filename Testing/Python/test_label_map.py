@@ -63,7 +63,7 @@ def test_segments_come_back_with_their_names_voxels_and_geometry(tmp_path, endin
     np.testing.assert_allclose(ijk_to_lps, volume.ijk_to_lps, atol=tolerance)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(angles=st.tuples(*[st.floats(-180, 180)] * 3), flip=st.booleans())
 def test_any_rotation_survives_nifti(tmp_path, angles, flip):
     volume = volume_of(rotation(angles) @ np.diag([1, 1, -1 if flip else 1]))

@@ -236,6 +236,36 @@ def test_a_prompt_of_an_earlier_engine_that_was_removed_comes_back_with_undo(des
     assert points(desk) == 1
 
 
+def test_who_removes_a_prompt_of_an_earlier_engine_is_told_that_its_mask_stays(
+    desk: Desk,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.assistant.choose(device="cpu")
+    desk.workspace = desk.assistant.open(desk.volume, desk.segmentation)
+    told: list[str] = []
+    monkeypatch.setattr(desk.assistant.listener, "note", told.append)
+    (node,) = desk.workspace.prompts.nodes(desk.segment)
+    node.RemoveNthControlPoint(0)
+    assert desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), found)
+    assert sum("had found in ball stays" in sentence for sentence in told) == 1
+
+
+def test_a_prompt_outside_leaves_those_of_an_earlier_engine_as_they_were(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.assistant.choose(device="cpu")
+    desk.workspace = desk.assistant.open(desk.volume, desk.segmentation)
+    settled = dict(desk.workspace.desk._settled)
+    outside = point(desk.ct, (5, 15, 4000))
+    desk.workspace.prompts.show(desk.segment, [outside])
+    desk.workspace.prompts_changed(desk.segment)
+    assert desk.assistant.wait()
+    assert desk.errors
+    assert desk.workspace.desk._settled == settled
+    assert points(desk) == 1
+
+
 def test_on_another_grid_nothing_of_before_is_undone(desk: Desk) -> None:  # noqa: F811
     desk.do(desk.segment, point(desk.ct, LEFT))
     slicer.util.updateVolumeFromArray(desk.volume, np.array(desk.ct.array)[:-1])

@@ -172,7 +172,7 @@ def test_contrast_phases_vary_between_patients(some_phantoms: list[Phantom]) -> 
     assert max(aortas) - min(aortas) > 100
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**63),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 40), st.integers(1, 40)),

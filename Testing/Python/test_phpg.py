@@ -46,7 +46,7 @@ def some_regions(seed: int, count: int = 4, size: int = 24) -> torch.Tensor:
 # Measuring and picking
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_the_erosion_depth_follows_the_distance_transform(seed):
     regions = some_regions(seed)
@@ -56,7 +56,7 @@ def test_the_erosion_depth_follows_the_distance_transform(seed):
     assert np.abs(depth.numpy() - exact).max() <= 1 + 0.15 * exact.max()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_what_is_picked_lies_in_the_region_and_a_row_does_not_depend_on_the_others(seed):
     regions = some_regions(seed)

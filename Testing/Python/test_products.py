@@ -15,7 +15,7 @@ PLAIN = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 SIZES = st.integers(1, 40)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=SIZES, tokens=SIZES, inputs=SIZES, outputs=SIZES, activation=st.sampled_from(sorted(PLAIN)))
 def test_a_product_is_a_linear_layer_and_its_activation(rows, tokens, inputs, outputs, activation):
     torch.manual_seed(rows * tokens)
@@ -56,7 +56,7 @@ def test_a_cpu_computes_in_bfloat16_only_what_a_model_bears(monkeypatch, half, d
     assert products_on(torch.device("cpu"), half=half) == dtype
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(few=st.integers(1, 9), many=st.integers(1, 30), scale=st.sampled_from([1.0, 30.0, 300.0]))
 def test_attending_to_a_few_tokens_is_attention_even_where_scores_are_far_apart(few, many, scale):
     torch.manual_seed(few * many)

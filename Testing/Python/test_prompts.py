@@ -147,7 +147,7 @@ def test_in_an_oblique_volume_a_flat_box_is_the_rectangle_around_its_corners():
     np.testing.assert_allclose(box.max_ijk[:2], corners.max(axis=0)[:2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
     center=st.tuples(st.floats(5, 34), st.floats(5, 24), st.floats(3, 16)),
@@ -296,7 +296,7 @@ def boxes(draw):
     return BoxPrompt(tuple(low), tuple(high), axis)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     volume=st.sampled_from([AXIAL, CORONAL_LEFT_HANDED, FLIPPED, OBLIQUE]),
     frame=st.sampled_from(["RAS", "LPS", "IJK"]),

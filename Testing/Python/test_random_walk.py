@@ -50,7 +50,7 @@ def solved_directly(ways, target, force) -> np.ndarray:
     return spsolve(matrix, (force * target).numpy().ravel()).reshape(target.shape)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(*[st.integers(1, 6)] * 3),
     spacing=st.tuples(*[st.floats(0.5, 5.0)] * 3),

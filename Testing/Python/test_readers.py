@@ -66,7 +66,7 @@ def test_voxels_and_geometry_of_a_file_come_back_exactly(tmp_path, name, grid):
     st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3),
     st.sampled_from(["scan.nii.gz", "scan.nrrd", "scan.mha"]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_rectangular_grid_comes_back(tmp_path, angles, spacing, origin, flip, name):
     matrix = affine(spacing, rotation(angles) * np.array(flip), origin)
     volume = CTVolume.read(write_image(tmp_path / name, ct_values((3, 4, 5)), matrix))

@@ -98,7 +98,7 @@ def test_more_than_255_segments_survive_in_one_layer(tmp_path):
     assert_same(read_segmentation(tmp_path / "a.seg.nrrd")[0], masks)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(hnp.arrays(bool, (2, 3, 4)), min_size=1, max_size=6))
 def test_any_masks_survive(tmp_path, arrays):
     masks = [NamedMask(f"s{n}", array) for n, array in enumerate(arrays)]

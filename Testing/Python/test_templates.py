@@ -77,7 +77,7 @@ def test_each_kind_of_prompt_can_be_left_out(give):
     assert len(template.points) == int(give == "positives")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), st.integers(1, 8))
 def test_templates_keep_their_distance_and_the_best_slice_is_one(confidence, spacing):
     values = np.array(confidence, np.float32)

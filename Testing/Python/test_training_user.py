@@ -47,7 +47,7 @@ def hits(mask: torch.Tensor, point: torch.Tensor) -> bool:
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 56), st.integers(1, 56), seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_box_contains_its_object_up_to_the_jitter(top, left, height, width, seed):
     box = boxes_around(a_rectangle(top, left, top + height, left + width), random(seed))[0].numpy()
     for axis, (start, side) in enumerate(((left, width), (top, height))):
@@ -71,7 +71,7 @@ def test_boxes_of_one_object_differ_from_time_to_time():
 
 
 @given(coarse_masks.filter(np.any), seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_first_click_lies_inside_its_object(mask, seed):
     masks = enlarged(mask)
     assert hits(masks[0], clicks_inside(masks, random(seed))[0])
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_prompts():
 
 
 @given(coarse_masks, coarse_masks, seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_correction_lies_in_the_larger_error_and_has_its_sign(truth, guess, seed):
     masks, predicted = enlarged(truth), enlarged(guess)
     points, labels = correction_clicks(logits_of(predicted), masks, random(seed))

@@ -37,7 +37,7 @@ def volume_on(matrix, shape_kji=(3, 4, 5)):
 
 
 @given(grids(), st.lists(st.tuples(*[st.floats(-50, 600)] * 3), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_voxel_indices_come_back_from_ras_and_lps_on_any_grid(matrix, indices):
     volume = volume_on(matrix)
     index_ijk = np.array(indices)
@@ -46,7 +46,7 @@ def test_voxel_indices_come_back_from_ras_and_lps_on_any_grid(matrix, indices):
 
 
 @given(grids())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ras_is_lps_with_x_and_y_negated(matrix):
     volume = volume_on(matrix)
     lps = volume.lps_from_index_ijk((1, 2, 3))
@@ -55,14 +55,14 @@ def test_ras_is_lps_with_x_and_y_negated(matrix):
 
 
 @given(grids())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_three_views_have_three_different_axes_on_any_grid(matrix):
     volume = volume_on(matrix)
     assert {volume.array_axis_of(view) for view in ("axial", "coronal", "sagittal")} == {0, 1, 2}
 
 
 @given(flips, axis_orders, st.floats(-30, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_view_gets_the_axis_nearest_to_it_when_axes_are_permuted_flipped_and_tilted(flip, order, tilt):
     direction = rotation((tilt, 0, 0)) @ (np.eye(3) * np.array(flip))[:, order]
     volume = volume_on(affine((1, 2, 3), direction))
@@ -76,7 +76,7 @@ def test_an_unknown_view_is_refused():
 
 
 @given(st.tuples(*[st.integers(1, 6)] * 3), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_slices_along_each_axis_agree_with_the_array(shape_kji, data):
     volume = volume_on(affine((1, 2, 3)), shape_kji)
     axis = data.draw(st.sampled_from([0, 1, 2]))
@@ -251,7 +251,7 @@ def test_the_number_of_dicom_files_has_to_be_that_of_the_slices():
 
 
 @given(st.floats(-1000, 1000), st.floats(1, 3000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_window_maps_its_limits_to_black_and_white_and_clips_the_rest(level, width):
     window = Window(level, width)
     grey = window.apply([window.low - 50, window.low, level, window.high, window.high + 50])

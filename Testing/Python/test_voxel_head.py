@@ -35,7 +35,7 @@ def test_the_gradient_reaches_every_parameter():
     assert not unreached
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(slices=st.integers(1, 7), side=st.integers(2, 9), step=st.integers(1, 4))
 def test_nothing_is_hard_wired_to_one_size(slices, side, step):
     levels = tuple(level.float() for level in some_features(slices, side).levels)
