@@ -34,7 +34,8 @@ SAM2_VERSION ?= 1.1.0
 
 # By module and not by script: a script names the folder in which it was made, and a checkout may be moved.
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --disable-pip-version-check
+# A module is compiled when it is first imported; three in four of those that come along never are.
+PIP_INSTALL := $(RUN) pip --disable-pip-version-check install --quiet --no-compile
 SAY = @printf '\n== %s\n'
 
 .PHONY: help setup setup-dev demo test test-dicom test-slicer-5.11 lint types pytest slicer-files clean distclean
@@ -76,7 +77,7 @@ test-dicom: setup-dev
 test-slicer-5.11: setup-dev
 	$(SAY) 'Tests of the Slicer module with the MRML of Slicer 5.11'
 	@test -d $(VENV)/slicer-5.11 || \
-	  $(PIP) install --quiet --no-deps --target $(VENV)/slicer-5.11 'slicer-core==5.11.0.6' 'vtk==9.6.0'
+	  $(PIP_INSTALL) --no-deps --target $(VENV)/slicer-5.11 'slicer-core==5.11.0.6' 'vtk==9.6.0'
 	@QT_QPA_PLATFORM=offscreen PYTHONPATH=$(VENV)/slicer-5.11 $(RUN) pytest $(PYTEST_ARGS) \
 	  Testing/Python/test_mrml_*.py Testing/Python/test_module_*.py Testing/Python/test_slicer_*.py \
 	  Testing/Python/test_scripted_radiologist.py
@@ -111,30 +112,30 @@ $(VENV)/bin/python:
 $(VENV)/.stamp-torch: | $(VENV)/bin/python
 	@if nvidia-smi -L >/dev/null 2>&1; then \
 	  printf '\n== PyTorch %s with CUDA, because an NVIDIA driver was found (several GB)\n' $(TORCH_VERSION); \
-	  $(PIP) install --quiet torch==$(TORCH_VERSION); \
+	  $(PIP_INSTALL) torch==$(TORCH_VERSION); \
 	else \
 	  printf '\n== PyTorch %s for the CPU, because no NVIDIA driver was found (about 200 MB)\n' $(TORCH_VERSION); \
-	  $(PIP) install --quiet --timeout 20 --retries 1 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH_VERSION)+cpu || { \
+	  $(PIP_INSTALL) --timeout 20 --retries 1 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH_VERSION)+cpu || { \
 	    printf '== The CPU build could not be had from %s; taking the standard build\n' $(TORCH_CPU_INDEX); \
-	    $(PIP) install --quiet torch==$(TORCH_VERSION); }; \
+	    $(PIP_INSTALL) torch==$(TORCH_VERSION); }; \
 	fi
 	@touch $@
 
 $(VENV)/.stamp-sam2: $(VENV)/.stamp-torch
 	$(SAY) 'SAM2 $(SAM2_VERSION), built against that PyTorch'
-	@$(PIP) install --quiet 'setuptools>=77' wheel numpy
-	@SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation --no-deps sam2==$(SAM2_VERSION)
+	@$(PIP_INSTALL) 'setuptools>=77' wheel numpy
+	@SAM2_BUILD_CUDA=0 $(PIP_INSTALL) --no-build-isolation --no-deps sam2==$(SAM2_VERSION)
 	@touch $@
 
 # sam2 asks for torchvision and does not get it on purpose (pyproject.toml), so pip need not warn of that.
 $(VENV)/.stamp-package: $(VENV)/.stamp-sam2 pyproject.toml
 	$(SAY) 'SAM2Assist and what it needs'
-	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e .
+	@$(PIP_INSTALL) --no-warn-conflicts --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	$(SAY) 'What the tests need'
-	@$(PIP) install --quiet --no-warn-conflicts --no-build-isolation -e '.[dev,dicom,evaluate,train]'
+	@$(PIP_INSTALL) --no-warn-conflicts --no-build-isolation -e '.[dev,dicom,evaluate,train]'
 	@touch $@
 
 clean:
