@@ -101,6 +101,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/io/_image_checks.py
   SAM2AssistLib/io/_image_grid.py
   SAM2AssistLib/io/_raw_headers.py
+  SAM2AssistLib/io/_voxel_data.py
   SAM2AssistLib/io/algorithm.py
   SAM2AssistLib/io/atomic.py
   SAM2AssistLib/io/dicom_kinds.py

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -261,6 +262,8 @@ def _parsed(path: Path) -> Any:
         raise InputError(
             f"The prompt file {where} is not JSON (line {error.lineno}, column {error.colno}: {error.msg})."
         ) from error
+    except ValueError as error:
+        raise InputError(f"The prompt file {where} holds a number of too many digits.") from error
     except RecursionError as error:
         raise InputError(f"The prompt file {where} is nested too deeply to be a prompt file.") from error
 
@@ -276,8 +279,8 @@ def _unique_keys(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
 def _read_segment(item: Any, volume: CTVolume, frame: str, where: str, number: int) -> SegmentPrompts:
     item = _object(item, where, f"segment {number}", _SEGMENT_KEYS)
     name = item.get("name")
-    if not isinstance(name, str) or not name.strip():
-        _refuse(where, f"segment {number} has no name; give it a 'name' of at least one letter")
+    if not isinstance(name, str) or not name.strip() or re.search("[\0\ud800-\udfff]", name):
+        _refuse(where, f"segment {number} has no name of text; give it a 'name' of at least one letter")
     name = name.strip()
     where = f"{where}, segment '{name}'"
     points = tuple(

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong usage or input, with one sentence on stderr; 130 can
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -73,6 +74,9 @@ def main() -> None:
     if not sys.warnoptions:
         # Of libraries, and for their programmers; what a user should know is told by `tell`.
         warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the console has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     sentence, status = "", 0
     try:
         status = app(prog_name="sam2assist", standalone_mode=False) or 0

@@ -108,6 +108,10 @@ def evaluate(
         raise Cancelled(f"Cancelled; what was measured is in {out}, and the same command goes on from there.") from None
     with working("Drawing the report"):
         content = job.write(complete=True)
+    if "not_named" in content:
+        from SAM2AssistLib.evaluation.organ_report import notes_on
+
+        tell(notes_on(content))
     if find_spec("matplotlib") is None:
         tell(["The report has no pictures because matplotlib is missing; pip install 'sam2assist[evaluate]'."])
     if as_json:

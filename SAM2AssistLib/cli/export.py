@@ -6,7 +6,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from SAM2AssistLib.cli.arguments import AsJson, Series
@@ -15,8 +14,7 @@ from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.atomic import check_place, ending_of
 from SAM2AssistLib.io.dicom_kinds import SegKind, check_highdicom
-from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import DICOM_ENDING, check_can_refer, masks_on_grid_of, read_segmentation
+from SAM2AssistLib.io.segmentation import DICOM_ENDING, check_can_refer, read_on_grid
 from SAM2AssistLib.volume import CTVolume
 
 
@@ -28,9 +26,6 @@ class ExportFormat(str, Enum):
     LABELMAP = "labelmap"
     RTSTRUCT = "rtstruct"
 
-
-# A segment may lose this part of its volume to another grid by rounding; beyond it lay outside of the series.
-_LOST_PART = 0.01
 
 _KINDS = {
     ExportFormat.SEG: SegKind.BINARY,
@@ -62,7 +57,7 @@ def export(
         check_can_refer(output, volume)
     tell(volume.warnings)
     with working("Reading the segmentation"):
-        masks, notes = _on_grid(segmentation, volume)
+        masks, notes = read_on_grid(segmentation, volume)
     algorithm = Algorithm(is_automatic=automatic)
     with working(f"Writing {output.name}"):
         from SAM2AssistLib.io.dicom_seg import write_dicom_seg
@@ -97,25 +92,3 @@ def _check_paths(segmentation: Path, output: Path) -> None:
         raise InputError(f"There is no segmentation '{segmentation}'; check the path.")
     if output.exists() and output.samefile(segmentation):
         raise OutputError(f"{output.name} is the segmentation itself and would be lost; choose another name.")
-
-
-def _on_grid(segmentation: Path, volume: CTVolume) -> tuple[list[NamedMask], list[str]]:
-    """The segments on the grid of the series, and what was lost on the way."""
-    masks, ijk_to_lps = read_segmentation(segmentation, volume)
-    placed = masks_on_grid_of(volume, masks, ijk_to_lps)
-    if any(named.mask.any() for named in masks) and not any(named.mask.any() for named in placed):
-        raise InputError(
-            f"{segmentation.name} has no voxel within the series in '{volume.source.name if volume.source else ''}'; "
-            "give the series that was segmented."
-        )
-    voxel_ml = abs(float(np.linalg.det(ijk_to_lps[:3, :3]))) / 1000
-    series_ml = float(np.prod(volume.spacing_ijk)) / 1000
-    notes = []
-    for named, before in zip(placed, masks, strict=True):
-        before_ml = float(np.count_nonzero(before.mask)) * voxel_ml
-        lost = before_ml - float(np.count_nonzero(named.mask)) * series_ml
-        if lost > _LOST_PART * before_ml:
-            notes.append(
-                f"{lost:.3g} of {before_ml:.3g} ml of '{named.name}' lie outside of the series and are left out."
-            )
-    return placed, notes

@@ -11,7 +11,7 @@ import numpy as np
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+from SAM2AssistLib.io.segmentation import read_on_grid
 from SAM2AssistLib.prompts import SegmentPrompts
 
 if TYPE_CHECKING:
@@ -34,24 +34,31 @@ def check_refined_path(path: Path) -> None:
         raise InputError(f"There is no segmentation '{path}'; check the path after --refine.")
 
 
-def read_refined(path: Path, volume: CTVolume) -> list[NamedMask]:
+def read_refined(path: Path, volume: CTVolume) -> tuple[list[NamedMask], list[str]]:
     """Read the segments that are not empty in the volume; of several with one name, the later ones are numbered.
+
+    Returns
+    -------
+    The segments, and a sentence for each of which something is left out.
 
     Raises
     ------
     InputError
         If the file cannot be read, is no segmentation, belongs to another CT or has no voxel in this one.
     """
-    placed = [named for named in masks_on_grid_of(volume, *read_segmentation(path, volume)) if named.mask.any()]
+    masks, notes = read_on_grid(path, volume)
+    placed = [named for named in masks if named.mask.any()]
     if not placed:
-        raise InputError(f"{path.name} has no voxel within the CT; give the segmentation of this one after --refine.")
+        raise InputError(f"{path.name} has no voxel to refine; give a segmentation of this CT after --refine.")
+    told = " ".join(notes)
+    notes += [f"'{n.name}' is empty and left out." for n in masks if not n.mask.any() and f"'{n.name}'" not in told]
     taken: dict[str, int] = {}
     renamed = []
     for named in placed:
         name = named.name.strip() or "segment"
         taken[name] = taken.get(name, 0) + 1
         renamed.append(replace(named, name=name if taken[name] == 1 else f"{name} ({taken[name]})"))
-    return renamed
+    return renamed, notes
 
 
 def take_over(session: Session, refined: Sequence[NamedMask]) -> None:

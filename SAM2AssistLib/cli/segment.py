@@ -77,10 +77,10 @@ def segment(
     clock = Stopwatch()
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
-        refined = [] if refine is None else read_refined(refine, volume)
+        refined, lost = ([], []) if refine is None else read_refined(refine, volume)
         requests = read_prompt_file(prompt_file, volume, finished=[named.name for named in refined])
         check_can_refer(output, volume)
-    tell(volume.warnings)
+    tell([*volume.warnings, *lost])
     clock.lap("read")
     with working(f"Loading {model}"):
         from SAM2AssistLib.engine.loading import load_engine
@@ -120,7 +120,7 @@ def segment(
                 "window": window_as_json(session.window),
                 "segments": report,
                 "seconds": clock.laps,
-                "warnings": [*volume.warnings, *notes],
+                "warnings": [*volume.warnings, *lost, *notes],
             }
         )
         return

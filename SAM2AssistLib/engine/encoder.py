@@ -44,11 +44,12 @@ class SliceFeatures:
     plain: Tensor
     edges: Tensor | None = None
 
-    def on(self, device: torch.device | str) -> SliceFeatures:
-        """Return them on a device; itself if they are there."""
-        if self.plain.device == torch.device(device):
+    def on(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SliceFeatures:
+        """Return them on a device, in a precision if one is given; itself if they are."""
+        dtype = dtype or self.plain.dtype
+        if self.plain.device == torch.device(device) and self.plain.dtype == dtype:
             return self
-        levels = (None if t is None else t.to(device) for t in (self.fine, self.middle, self.plain, self.edges))
+        levels = (None if t is None else t.to(device, dtype) for t in (self.fine, self.middle, self.plain, self.edges))
         return SliceFeatures(*levels)  # type: ignore[arg-type]
 
     @property
@@ -89,9 +90,6 @@ class SliceEncoder:
         self.window, self.channels = window, channels
         self.refiner = refiner
         self.budget_bytes, self.most_slices, self.batch = budget_bytes, most_slices, batch
-        # Kept in half the size where that is how they are computed; elsewhere as they are.
-        half = model.device.type == "cuda" and computes_in_bfloat16(model.device)
-        self.dtype = torch.bfloat16 if half else torch.float32
         self.bytes_held = 0
         self.encoded = self.evicted = 0
         self.on_host = False
@@ -101,6 +99,12 @@ class SliceEncoder:
         self._positions: Tensor | None = None
         # Beyond the slice there is air in a CT; in other images, their darkest value.
         self._fill = max(AIR_HU, float(volume.array.min()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Features are kept in half the size where that is how they are computed; elsewhere as they are."""
+        device = self.model.device
+        return torch.bfloat16 if device.type == "cuda" and computes_in_bfloat16(device) else torch.float32
 
     @property
     def positions(self) -> Tensor:
@@ -128,8 +132,10 @@ class SliceEncoder:
         for key in wanted:
             self._keep(key, held[key].on("cpu") if self.on_host else held[key])
         self._make_room_beside()
-        # The network may be elsewhere by now: a volume beside this one can have sent it to the CPU for want of memory.
-        return [held[key].on(self.model.device) for key in keys]
+        # The network may be elsewhere by now: a volume beside this one can have sent it to the CPU for want of memory,
+        # which computes in another precision.
+        device, dtype = self.model.device, self.dtype
+        return [held[key].on(device, dtype) for key in keys]
 
     def keep_on_host(self) -> None:
         """Keep features in host memory from now on, and bring them to the device when they are needed."""
@@ -166,7 +172,7 @@ class SliceEncoder:
 
     @torch.inference_mode()
     def _encode(self, keys: list[tuple[int, View]]) -> dict[tuple[int, View], SliceFeatures]:
-        device = self.model.device
+        device, dtype = self.model.device, self.dtype
         hu = torch.stack([self._shown(k, view) for k, view in keys])
         images = to_channels(hu.to(device), self.window.level, self.window.width, self.channels)
         with inference_precision(device):
@@ -176,9 +182,7 @@ class SliceEncoder:
                 levels = [*levels, self.refiner.edges(images)]
         self.encoded += len(keys)
         # Rows are cloned, or one held slice would keep its whole batch in memory.
-        return {
-            key: SliceFeatures(*(level[n].to(self.dtype, copy=True) for level in levels)) for n, key in enumerate(keys)
-        }
+        return {key: SliceFeatures(*(level[n].to(dtype, copy=True) for level in levels)) for n, key in enumerate(keys)}
 
     def _shown(self, index: int, view: View) -> Tensor:
         """Show a slice through a view in HU, (S, S), or (3, S, S) where its neighbours are channels."""

@@ -157,6 +157,7 @@ class History:
     _oldest: int = 0
     _title: str | None = None
     _aside: bool = False
+    _joining: int | None = None
 
     @property
     def newest(self) -> int:
@@ -187,7 +188,8 @@ class History:
         self._done.append(replace(command, step=self._step, title=self._title or command.title))
         self._undone.clear()
         excess = sum(c.size_bytes for c in self._done) - self.budget_bytes
-        while excess > 0 and self._done[0].step != self._step:
+        last = self._step - 1 if self._joining is None else self._joining
+        while excess > 0 and self._done[0].step <= last:
             self._oldest = self._done[0].step
             while self._done[0].step == self._oldest:  # half a step could not be undone
                 excess -= self._done.pop(0).size_bytes
@@ -226,9 +228,15 @@ class History:
         self._done = [command for command in self._done if command.segment != segment]
         self._undone = [command for command in self._undone if command.segment != segment]
 
-    def join(self, mark: int, title: str) -> None:
-        """Make one step of all the steps after a mark (see `newest`)."""
-        self._done = [c if c.step <= mark else replace(c, step=mark + 1, title=title) for c in self._done]
+    @contextmanager
+    def joined(self, title: str) -> Iterator[None]:
+        """Make one step of all the steps of the block, however it ends; till then none of them leaves the budget."""
+        mark = self._joining = self.newest
+        try:
+            yield
+        finally:
+            self._joining = None
+            self._done = [c if c.step <= mark else replace(c, step=mark + 1, title=title) for c in self._done]
 
     def take_back(self, mark: int, records: dict[int, SegmentRecord]) -> None:
         """Undo all steps after a mark (see `newest`) and forget them, as if they had never been tried."""

@@ -179,6 +179,13 @@ class SelfPromptedSession:
                 self.history.add(recorder.command())
         return contested
 
+    @contextmanager
+    def joined(self, title: str) -> Iterator[None]:
+        """Make one step of undo of all that is done in the block; a propagation that was left before is its own."""
+        self._interrupt()
+        with self.history.joined(title):
+            yield
+
     # Trying out
 
     @contextmanager

@@ -291,7 +291,8 @@ class Session(SelfPromptedSession):
                 recorder.write(axis, index, mask)
                 new = new.with_state(index, None)
             for index in anchors:
-                placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), slices[index])
+                drawn = np.array(slices[index], bool)  # a copy: the caller may go on with its own
+                placed = PlacedPrompt(next(self._ids), index, np.zeros((0, 2)), np.zeros(0, int), drawn)
                 new = new.asked(placed, axis)
                 new = new.with_state(index, plane.decode_last(new, index))
             record.findings = new

@@ -71,7 +71,7 @@ def measure_organs(cases: Sequence[Case], plan: OrganPlan, store: Store[OrganSco
     units = tuple(f"draw {n}" for n in range(plan.draws))
     new_share, total = 0.0, len(cases) * plan.draws
     for number, case in enumerate(cases):
-        store.hold_to(case.name, [*case.paths, *plan.source.files(case.name)])
+        store.hold_to(case.name, [*case.paths, *plan.source.files(case.name)], case.values)
         known = store.load(case.name) or CaseResults(units, (), ())
         if known.is_complete:
             yield Progress(case.name, "", (number + 1) / len(cases), new_share)

@@ -90,6 +90,11 @@ class Case:
         label_map = () if self.files.label_map is None else (self.files.label_map,)
         return (self.files.image, *label_map, *self.files.masks.values())
 
+    @property
+    def values(self) -> Mapping[int, str]:
+        """What the values of the reference mean; empty where each structure is a file, whose name says what it is."""
+        return self.files.values
+
     def read(self) -> ReadCase:
         """Read image and reference.
 
@@ -138,9 +143,13 @@ def check_structures(cases: Sequence[Case], wanted: Sequence[str]) -> None:
     InputError
         Naming it.
     """
-    for name in wanted:
-        if not any(name in case.names for case in cases):
-            raise InputError(f"No case has a structure '{name}'; there are {_listed(cases[0].names)}.")
+    for name in names_lacking(cases, wanted):
+        raise InputError(f"No case has a structure '{name}'; there are {_listed(cases[0].names)}.")
+
+
+def names_lacking(cases: Sequence[Case], wanted: Sequence[str]) -> list[str]:
+    """List the structures that no case can have, because the data do not name them."""
+    return [name for name in wanted if not any(name in case.names for case in cases)]
 
 
 def _names_of_part(data: DataSet, part: str) -> Sequence[str]:

@@ -13,11 +13,11 @@ from SAM2AssistLib.engine import store as model_store
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, measure_organs
-from SAM2AssistLib.evaluation.cases import Case, find_cases
+from SAM2AssistLib.evaluation.cases import Case, find_cases, names_lacking
 from SAM2AssistLib.evaluation.interactive import DEFAULT_CLICKS, Trial, users
 from SAM2AssistLib.evaluation.methods import EngineMethod
 from SAM2AssistLib.evaluation.organ_report import write_organ_report
-from SAM2AssistLib.evaluation.organs import PUBLISHED
+from SAM2AssistLib.evaluation.organs import PUBLISHED, Protocol
 from SAM2AssistLib.evaluation.peers import make_peers
 from SAM2AssistLib.evaluation.report import About, write_report
 from SAM2AssistLib.evaluation.running import Plan, Progress, measure
@@ -153,8 +153,10 @@ class WholeCases:
         self.request, self.cases = request, cases
         self.settings = request.settings()
         self.device = "none"
-        source = self._source()
         protocol = PUBLISHED.get(request.protocol)
+        if protocol is not None:
+            _check_organs(protocol, request.structures, cases)  # before a model is loaded
+        source = self._source()
         organs = request.structures or (protocol.organs if protocol else _organs_of(cases, source))
         if protocol is not None:
             organs = tuple(organ for organ in protocol.organs if organ in organs)
@@ -210,6 +212,21 @@ def _engine(request: Request) -> Engine:
     from SAM2AssistLib.engine.loading import load_engine
 
     return load_engine(request.model, request.device, request.adapter)
+
+
+def _check_organs(protocol: Protocol, wanted: Sequence[str], cases: Sequence[Case]) -> None:
+    """Refuse to measure nothing, which a protocol may score as perfect."""
+    organs = [organ for organ in protocol.organs if not wanted or organ in wanted]
+    if not organs:
+        raise InputError(
+            f"The protocol {protocol.name} scores none of the structures asked for ({', '.join(wanted)}); choose from "
+            f"{', '.join(protocol.organs)}."
+        )
+    if len(names_lacking(cases, organs)) == len(organs):
+        raise InputError(
+            f"The data name no organ that {protocol.name} scores ({', '.join(organs)}); check the names in "
+            "labels.json, or choose the protocol auto."
+        )
 
 
 def _organs_of(cases: Sequence[Case], source: Source) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from SAM2AssistLib.evaluation import plots
 from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, summarise_organs
-from SAM2AssistLib.evaluation.cases import Case
+from SAM2AssistLib.evaluation.cases import Case, names_lacking
 from SAM2AssistLib.evaluation.report import CSV_NAME, JSON_NAME, MARKDOWN_NAME, About, about_lines, can_draw
 from SAM2AssistLib.evaluation.store import Store, write_json
 from SAM2AssistLib.evaluation.tables import number, row, rule, write_csv
@@ -37,6 +37,7 @@ def write_organ_report(
         "cases": [case.name for case, results in zip(cases, found, strict=True) if results is not None],
         "source": plan.source.name,
         "told": plan.source.told,
+        "not_named": names_lacking(cases, plan.organs),
         "summary": summarise_organs(scores, plan.protocol) if scores else {},
     }
     write_json(store.folder / JSON_NAME, {**content, "scores": [asdict(score) for score in scores]})
@@ -48,13 +49,22 @@ def write_organ_report(
     return content
 
 
+def notes_on(content: dict[str, Any]) -> list[str]:
+    """Say what a reader of the scores has to know besides; ``content`` as in ``results.json``."""
+    names = content["not_named"]
+    if not names:
+        return []
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return [f"The data do not name {listed}; the published scores count them as organs that are in no case."]
+
+
 def _markdown(content: dict[str, Any], plan: OrganPlan, drawn: dict[str, str]) -> str:
     protocol, summary = plan.protocol, content["summary"]
     title = protocol.title if protocol else f"Organs, {content['protocol']}"
     lines = [f"# {title}", "", *about_lines(content), f"Masks: {plan.source.name}. {plan.source.told}".rstrip(), ""]
     if protocol:
         lines += [f"The published columns: {protocol.quirks}", ""]
-    lines += [HONEST, ""]
+    lines += [HONEST, "", *(line for note in notes_on(content) for line in (note, ""))]
     if not summary:
         return "\n".join([*lines, "Nothing has been measured yet.", ""])
     lines += _table(summary, protocol.second if protocol else "", has_published=protocol is not None)

@@ -65,7 +65,7 @@ def measure(cases: Sequence[Case], plan: Plan, store: Store[Trial]) -> Iterator[
     """
     new_share = 0.0
     for number, case in enumerate(cases):
-        store.hold_to(case.name, case.paths)
+        store.hold_to(case.name, case.paths, case.values)
         known = store.load(case.name)
         if known is not None and known.is_complete:
             yield Progress(case.name, "", (number + 1) / len(cases), new_share)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
+from SAM2AssistLib.io.label_map import SHARED_NAMES, own_names_path_of
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 
 if TYPE_CHECKING:
@@ -72,17 +73,28 @@ class FromFiles(Source):
         """Whatever the data name."""
 
     def files(self, case: str) -> Sequence[Path]:
-        """The file of a case."""
+        """The file of a case, and the one that its names are in, if there is one."""
+        path = self._file(case)
+        return (path, *names_files_of(path))
+
+    def _file(self, case: str) -> Path:
         path = next((p for e in ENDINGS if (p := self.folder / (case + e)).is_file()), None)
         if path is None:
             raise InputError(f"{self.folder} has no result for the case {case}; put {case}.nii.gz there.")
-        return (path,)
+        return path
 
     def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
         """Read the file of a case."""
-        (path,) = self.files(case.name)
+        path = self._file(case.name)
         found, ijk_to_lps = read_segmentation(path, case.volume)
         return {named.name: named.mask for named in masks_on_grid_of(case.volume, found, ijk_to_lps)}
+
+
+def names_files_of(path: Path) -> tuple[Path, ...]:
+    """Find the file that a label map gets its names from, as `io.label_map` does; none if there is none."""
+    folder = path.resolve().parent
+    shared = [folder / SHARED_NAMES, *([folder.parent / SHARED_NAMES] if folder.name == "labels" else [])]
+    return tuple(file for file in (own_names_path_of(path), *shared) if file.is_file())[:1]
 
 
 class FromBoxes(Source):

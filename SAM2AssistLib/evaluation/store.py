@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,15 +77,23 @@ class Store(Generic[Record]):
             _check_same(folder, _read(path), settings)
         write_json(path, settings)
 
-    def hold_to(self, case: str, files: Sequence[Path]) -> None:
-        """Note what files the results of a case are of, or will be; a folder is all that is in it.
+    def hold_to(self, case: str, files: Sequence[Path], names: Mapping[int, str]) -> None:
+        """Note what the results of a case are of, or will be.
+
+        Parameters
+        ----------
+        files : of image, reference and whatever else is read; a folder is all that is in it.
+        names : what the values of the reference mean.
 
         Raises
         ------
         InputError
             If the results that are there are of others, or of these as they were before.
         """
-        digests = {"/".join(path.parts[-2:]): _digest(path) for path in files}
+        digests = {"set of names": _digest_of_names(names)}
+        for path in files:
+            name = "/".join(path.parts[-2:])  # which a reference and a result may share
+            digests[name] = digests.get(name, "") + _digest(path)
         path = self.folder / "files" / self._case_path(case).name
         if not path.is_file():
             write_json(path, digests)
@@ -138,14 +148,12 @@ class Store(Generic[Record]):
         path = self._mask_path(case, key)
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as held:
-            mask = np.zeros(held["shape"], bool)
-            bounds = held["bounds"]
-            if len(bounds):
-                shape = tuple(int(n) for n in bounds[:, 1] - bounds[:, 0])
-                voxels = np.unpackbits(held["bits"], count=int(np.prod(shape))).astype(bool).reshape(shape)
-                mask[tuple(slice(a, b) for a, b in bounds)] = voxels
-        return mask
+        try:
+            return _unpacked(path)
+        except (ValueError, KeyError, IndexError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} is damaged; delete it and {self._case_path(case)} to have its case measured anew."
+            ) from error
 
     def _record(self, row: dict[str, Any]) -> Record:
         names = {field.name for field in fields(self.record_type)}  # type: ignore[arg-type]
@@ -177,6 +185,17 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _unpacked(path: Path) -> NDArray[np.bool_]:
+    with np.load(path, allow_pickle=False) as held:
+        mask = np.zeros(held["shape"], bool)
+        bounds = held["bounds"]
+        if len(bounds):
+            shape = tuple(int(n) for n in bounds[:, 1] - bounds[:, 0])
+            voxels = np.unpackbits(held["bits"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+            mask[tuple(slice(a, b) for a, b in bounds)] = voxels
+    return mask
+
+
 def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in sorted({*held, *wanted}):
         if held.get(key) != wanted.get(key):
@@ -189,6 +208,10 @@ def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> N
 def _digest(path: Path) -> str:
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return hashlib.sha256("".join(file_sha256(part) for part in parts).encode()).hexdigest()[:16]
+
+
+def _digest_of_names(names: Mapping[int, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(names.items())).encode()).hexdigest()[:16]
 
 
 def _as_tuple(value: Any) -> Any:

@@ -72,7 +72,9 @@ def grouped(headers: Iterable[ImageHeader]) -> list[SeriesGroup]:
     ]
 
 
-def chosen(folder: Path, groups: Sequence[SeriesGroup], series: str | None) -> tuple[SeriesGroup, tuple[str, ...]]:
+def chosen(
+    folder: Path, groups: Sequence[SeriesGroup], series: str | None, image: Path | None = None
+) -> tuple[SeriesGroup, tuple[str, ...]]:
     """Give the series that is meant, and a warning about others.
 
     Parameters
@@ -83,12 +85,18 @@ def chosen(folder: Path, groups: Sequence[SeriesGroup], series: str | None) -> t
         At least one.
     series : str or None
         Label or SeriesInstanceUID; None if there is only one to choose.
+    image : Path, optional
+        A file of the series, which tells more than a UID that is empty or of several acquisitions; before `series`.
 
     Raises
     ------
     InputError
         If there is no such series, or several to choose from.
     """
+    if image is not None:
+        for group in groups:
+            if any(header.path == image for header in group.members):
+                return group, ()
     listed = "; ".join(str(group.summary) for group in groups)
     if series is not None:
         wanted = series.strip()

@@ -12,7 +12,12 @@ from typing import BinaryIO
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._image_grid import ENHANCED_CLASSES, ImageGrid, frame_grids, grid_of, values_of
@@ -125,8 +130,36 @@ def is_dicom_file(path: Path) -> bool:
     return start[128:] == b"DICM" or start[:4] in _FIRST_TAGS_WITHOUT_PREAMBLE
 
 
+def read_dicom(path: Path, *, with_pixels: bool = False) -> FileDataset:
+    """Read a DICOM file, with or without the preamble; the one way in which all of this program takes the same files.
+
+    What a file without preamble or file meta information lacks is added, so that it can be sent and stored.
+
+    Raises
+    ------
+    one of PARSE_ERRORS
+        If it is no DICOM file, or is damaged.
+    """
+    if not is_dicom_file(path):
+        raise InvalidDicomError
+    dataset = pydicom.dcmread(path, stop_before_pixels=not with_pixels, force=True)
+    meta = dataset.file_meta
+    if not meta.get("TransferSyntaxUID"):
+        is_implicit, is_little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    for keyword, of_object in (
+        ("MediaStorageSOPClassUID", "SOPClassUID"),
+        ("MediaStorageSOPInstanceUID", "SOPInstanceUID"),
+    ):
+        if not meta.get(keyword) and dataset.get(of_object):
+            setattr(meta, keyword, dataset[of_object].value)
+    dataset.preamble = dataset.preamble or bytes(128)
+    return dataset
+
+
 def series_of_file(path: Path) -> str:
-    """Give the SeriesInstanceUID of a DICOM image.
+    """Give the SeriesInstanceUID of a DICOM image, empty where an anonymizer took it.
 
     Raises
     ------
@@ -223,7 +256,7 @@ def _frames_of(header: ImageHeader) -> list[ImageHeader]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            grids = frame_grids(pydicom.dcmread(header.path, stop_before_pixels=True))
+            grids = frame_grids(read_dicom(header.path))
         except PARSE_ERRORS:
             return [header]
     if grids is None or len(grids) != header.frames:

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, ImageHeader
 from SAM2AssistLib.io._dicom_stack import Stack
-from SAM2AssistLib.io._image_checks import quiet_itk
+from SAM2AssistLib.io._image_checks import check_name, quiet_itk
 from SAM2AssistLib.io._image_grid import functional_group
 
 
@@ -46,6 +46,7 @@ def _read_pixels(header: ImageHeader) -> NDArray[Any]:
         if len(frames) <= header.frame:
             raise InputError(f"{header.path.name} holds fewer frames than its header announces; copy it again.")
         return _rescaled(frames[header.frame], *rescaling[header.frame])
+    check_name(header.path)
     try:
         with quiet_itk():
             pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
+from pydicom.valuerep import DA, TM
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS
+from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, read_dicom
 from SAM2AssistLib.io._image_grid import ImageGrid, frame_grids, grid_of, is_enhanced
 
 # Of type 1 in what is derived from an image (PS3.3 A.51). Anonymizers empty them; such a series gets others in its
@@ -35,6 +36,14 @@ _MAY_BE_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+
+# Those among them that highdicom parses, and refuses where an anonymizer wrote "unknown" or zeros.
+_HAVE_TO_PARSE: dict[str, Callable[[str], Any]] = {
+    "PatientBirthDate": DA,
+    "PatientSex": ("", "F", "M", "O").index,
+    "StudyDate": DA,
+    "StudyTime": TM,
+}
 
 # Part of a voxel by which grids may differ through rounding and still be the same.
 _SAME_WITHIN_VOXELS = 0.05
@@ -93,12 +102,15 @@ def read_sources(files: Sequence[Path]) -> SourceSeries:
     if not unique:
         raise InputError("There are no DICOM source images to refer to; give the folder of the series.")
     datasets = [_header(path) for path in unique]
-    for path, dataset in zip(unique, datasets, strict=True):
-        _complete(path, dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd values; those that matter are told below
+        for path, dataset in zip(unique, datasets, strict=True):
+            _complete(path, dataset)
+        emptied = _empty_impossible(datasets)
     for keyword, what in (("PatientID", "patients"), ("StudyInstanceUID", "studies"), ("SeriesInstanceUID", "series")):
         if len({str(dataset.get(keyword, "")) for dataset in datasets}) > 1:
             raise InputError(f"The source images belong to several {what}; give the images of one series.")
-    notes = _fill_grouping(datasets)
+    notes = (*_fill_grouping(datasets), *emptied)
     if is_enhanced(datasets[0]):
         if len(datasets) > 1:
             raise InputError("The source is several enhanced multi-frame images; give one of them.")
@@ -120,7 +132,7 @@ def _header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return pydicom.dcmread(path, stop_before_pixels=True)
+            return read_dicom(path)
         except FileNotFoundError as error:
             raise InputError(f"The source image {path.name} is not there any more; give the folder again.") from error
         except PARSE_ERRORS:
@@ -163,6 +175,22 @@ def _fill_grouping(datasets: Sequence[Dataset]) -> tuple[str, ...]:
     )
 
 
+def _empty_impossible(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    """Empty what does not say anything in its VR, and say which elements that are, but not what was in them."""
+    emptied = []
+    for keyword, parse in _HAVE_TO_PARSE.items():
+        for dataset in datasets:
+            try:
+                parse(str(dataset[keyword].value))
+            except ValueError:
+                setattr(dataset, keyword, "")
+                emptied.append(keyword)
+    if not emptied:
+        return ()
+    names = " and no valid ".join(dict.fromkeys(emptied))
+    return (f"The source images have no valid {names}, as after anonymization, so that the result has none.",)
+
+
 def _stack(paths: Sequence[Path], datasets: Sequence[Dataset]) -> SourceSeries:
     """Single-frame images in the order of their slices, with one orientation and slice distance in all of them."""
     grids: list[ImageGrid] = []
@@ -188,6 +216,8 @@ def _enhanced(path: Path, dataset: Dataset) -> SourceSeries:
     if grids is None:
         raise InputError(f"The source image {path.name} does not say where its frames lie; export it again.")
     order, matrix = _sorted(grids)
+    if not dataset.get("SharedFunctionalGroupsSequence"):
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]  # readers of enhanced images look for it
     shared = dataset.SharedFunctionalGroupsSequence[0]
     first = dataset.PerFrameFunctionalGroupsSequence[0]
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):

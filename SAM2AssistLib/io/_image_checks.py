@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io.atomic import has_text_name, shown
 
 # A CT in Hounsfield units shows fat (-100) or air (-1000) somewhere; what never comes below this is on another scale.
 _LOWEST_HU_ABOVE = -50
@@ -22,6 +26,12 @@ _FEW_VALUES = 3
 # Share of equal neighbours within slices, without those at the lowest or highest value: up to 0.05 in CT clipped to a
 # window, up to 0.35 in CT squeezed to 8 bits, 0.8 in a map of 62 organs (measured on 9 CT volumes).
 _LABEL_EQUAL_SHARE = 0.5
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that is no text, of which ITK ends the process; raises InputError."""
+    if not has_text_name(path):
+        raise InputError(f"The path {shown(path)} is no text in UTF-8; rename the file or its folder.")
 
 
 @contextmanager

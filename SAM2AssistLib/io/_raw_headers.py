@@ -8,29 +8,24 @@ Each check raises InputError with one sentence that begins with the file name, a
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io._voxel_data import check_nifti_voxels, check_voxels, opened
 
-GZIP_MAGIC = b"\x1f\x8b"
 NIFTI_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".nia")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 
 # A text header longer than this is none.
 _MAX_TEXT_HEADER = 1 << 20
-# Header extensions of NIfTI hold texts and small tables.
-_MAX_DATA_OFFSET = 1 << 30
-_CHUNK = 1 << 22
 
 # Spacings that differ by less were rounded in writing.
 _SPACING_DISAGREES_ABOVE = 0.01
@@ -40,6 +35,12 @@ _METAIMAGE_BYTES = {
     "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4,
     "LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
+_NRRD_BYTES = {
+    **dict.fromkeys(("char", "uchar", "int8", "int8_t", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "ushort", "int16", "int16_t", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(("int", "uint", "int32", "int32_t", "uint32", "uint32_t", "float"), 4),
+    **dict.fromkeys(("longlong", "ulonglong", "long long", "long long int", "int64", "uint64", "double"), 8),
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ def check_header(path: Path) -> tuple[str, ...]:
     return ()
 
 
+def check_complete(path: Path) -> None:
+    """Refuse a label map of a known format whose voxels are not all there, or damaged; raises InputError."""
+    name = path.name.lower()
+    if name.endswith(NIFTI_SUFFIXES):
+        _check_nifti_data(path, read_nifti_header(_nifti_header_path(path)), None)
+    elif name.endswith(METAIMAGE_SUFFIXES):
+        fields, header_size = _metaimage_fields(path)
+        _check_metaimage_data(path, fields, _whole_numbers(path, "DimSize", fields), header_size)
+    elif name.endswith(NRRD_SUFFIXES):
+        _check_nrrd_data(path, *_nrrd_fields(path))
+
+
 def read_nifti_header(path: Path) -> NiftiHeader:
     """Read the header of a NIfTI-1, NIfTI-2 or Analyze 7.5 file, plain or compressed.
 
@@ -116,7 +129,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
         If it does not begin with such a header.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             raw = file.read(540)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path.name} is damaged or truncated: its compressed data cannot be unpacked.") from error
@@ -185,8 +198,14 @@ def _check_nifti(path: Path) -> tuple[str, ...]:
     _check_sizes(path, header.shape)
     _check_spacings(path, header.spacing[: min(3, len(header.shape))])
     _check_nifti_transform(path, header)
-    _check_nifti_data(_nifti_data_path(path, header), header)
+    _check_nifti_data(path, header, header.float_type)
     return _nifti_warnings(path, header)
+
+
+def _check_nifti_data(path: Path, header: NiftiHeader, float_type: str | None) -> None:
+    """Refuse voxels that are missing, damaged or, where a type of floats is given, not finite."""
+    data_path = _nifti_data_path(path, header)
+    check_nifti_voxels(data_path, header.data_offset, header.shape, header.bits_per_voxel, float_type)
 
 
 def _nifti_header_path(path: Path) -> Path:
@@ -247,51 +266,6 @@ def _nifti_warnings(path: Path, header: NiftiHeader) -> tuple[str, ...]:
     )
 
 
-def _check_nifti_data(path: Path, header: NiftiHeader) -> None:
-    """Refuse voxels that are missing, damaged or no numbers.
-
-    Compressed data is unpacked to its end for this, about a second for 500 slices, because only the checksum there
-    tells an intact file from one that ITK would fill up with zeros. ITK also takes NaN and infinite voxels as 0.
-    """
-    offset = max(0, header.data_offset)
-    if offset > _MAX_DATA_OFFSET:
-        raise InputError(f"{path.name} has a damaged header: its voxels would begin at byte {offset}.")
-    needed = offset + math.prod(header.shape) * header.bits_per_voxel // 8
-    try:
-        if header.float_type is None and not _is_gzip(path):
-            found, not_finite = path.stat().st_size, 0
-        else:
-            found, not_finite = _scanned(path, offset, needed, header.float_type)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path.name} is damaged or truncated: its compressed data ends early or fails its checksum; copy it again."
-        ) from error
-    if found < needed:
-        raise InputError(
-            f"{path.name} is truncated: its header announces {needed} bytes, but it holds {found}; copy it again."
-        )
-    if not_finite:
-        raise InputError(
-            f"{path.name} holds {not_finite} NaN or infinite voxels of {math.prod(header.shape)}; replace them, for "
-            "air with -1000."
-        )
-
-
-def _scanned(path: Path, offset: int, end: int, float_type: str | None) -> tuple[int, int]:
-    """Unpack a file to its end; its length in bytes, and how many floats from `offset` to `end` are not finite."""
-    length = not_finite = 0
-    with _opened(path) as file:
-        length += len(file.read(offset))
-        # Chunks hold whole floats, because they begin at the first and have a length that 8 divides.
-        for chunk in iter(lambda: file.read(_CHUNK), b""):
-            if float_type is not None:
-                size = np.dtype(float_type).itemsize
-                inside = max(0, min(len(chunk), end - length)) // size
-                not_finite += int(np.count_nonzero(~np.isfinite(np.frombuffer(chunk, float_type, inside))))
-            length += len(chunk)
-    return length, not_finite
-
-
 def _check_metaimage(path: Path) -> tuple[str, ...]:
     """Size, spacing, direction and completeness of a MetaImage file."""
     fields, header_size = _metaimage_fields(path)
@@ -301,7 +275,7 @@ def _check_metaimage(path: Path) -> tuple[str, ...]:
         _check_spacings(path, _numbers(path, key, fields)[:3])
     for key in ("TransformMatrix", "Rotation", "Orientation"):
         _check_directions(path, key, _numbers(path, key, fields))
-    _check_metaimage_length(path, fields, sizes, header_size)
+    _check_metaimage_data(path, fields, sizes, header_size)
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         return (f"{path.name} gives no spacing, so 1 mm along each axis is assumed.",)
     return ()
@@ -322,8 +296,8 @@ def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
     raise InputError(f"{path.name} is not a MetaImage: it does not begin with a complete MetaImage header.")
 
 
-def _check_metaimage_length(path: Path, fields: dict[str, str], sizes: list[int], header_size: int) -> None:
-    """Refuse a MetaImage whose voxels are missing or cut short."""
+def _check_metaimage_data(path: Path, fields: dict[str, str], sizes: list[int], header_size: int) -> None:
+    """Refuse a MetaImage whose voxels are missing, cut short or damaged."""
     data_file = fields["ElementDataFile"]
     if data_file.upper() == "LOCAL":
         data_path, offset = path, header_size
@@ -333,23 +307,20 @@ def _check_metaimage_length(path: Path, fields: dict[str, str], sizes: list[int]
         data_path, offset = _first_existing(path, [path.parent / data_file], "data"), 0
     if fields.get("BinaryData", "True").lower() == "false":
         return
-    if fields.get("CompressedData", "").lower() == "true":
-        needed = sum(_whole_numbers(path, "CompressedDataSize", fields)[:1])
-    else:
-        voxel_bytes = _METAIMAGE_BYTES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"), 0)
-        channels = math.prod(_whole_numbers(path, "ElementNumberOfChannels", fields)[:1])
-        needed = math.prod(sizes) * voxel_bytes * channels
-    found = data_path.stat().st_size
-    if found < offset + needed:
-        raise InputError(
-            f"{data_path.name} is truncated: {needed} bytes of voxels are announced, but it holds {found - offset}; "
-            "copy it again."
-        )
+    packed = fields.get("CompressedData", "").lower() == "true"
+    if packed:
+        sizes_packed = _whole_numbers(path, "CompressedDataSize", fields)
+        if not sizes_packed:  # ITK gives whatever is in memory then
+            raise InputError(f"{path.name} does not tell its CompressedDataSize; write it without compression.")
+        check_voxels(data_path, offset, sizes_packed[0], packed=False)
+    voxel_bytes = _METAIMAGE_BYTES.get(fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY"), 0)
+    channels = math.prod(_whole_numbers(path, "ElementNumberOfChannels", fields)[:1])
+    check_voxels(data_path, offset, math.prod(sizes) * voxel_bytes * channels, packed=packed)
 
 
 def _check_nrrd(path: Path) -> tuple[str, ...]:
     """Size, spacing and directions of a NRRD file (https://teem.sourceforge.net/nrrd/format.html)."""
-    fields = _nrrd_fields(path)
+    fields, header_size = _nrrd_fields(path)
     if any(key.startswith("Segment0_") for key in fields):
         raise InputError(f"{path.name} is a segmentation, not a CT image; give the image it was drawn on.")
     _check_sizes(path, _whole_numbers(path, "sizes", fields))
@@ -361,13 +332,24 @@ def _check_nrrd(path: Path) -> tuple[str, ...]:
     _check_directions(path, "space directions", [number for vector in spatial for number in vector])
     if spatial and len(spatial) == 2 and len(vectors) == 3:
         raise InputError(f"{path.name} gives directions in space for two of its three axes only, so it is no volume.")
+    _check_nrrd_data(path, fields, header_size)
     if not spatial or "space" not in fields:
         return (f"{path.name} does not say how it lies in the patient (no space directions): check left and right.",)
     return ()
 
 
-def _nrrd_fields(path: Path) -> dict[str, str]:
-    """Fields ("key: value") and key/value pairs ("key:=value") up to the empty line that ends the header."""
+def _check_nrrd_data(path: Path, fields: dict[str, str], header_size: int) -> None:
+    """Refuse voxels after the header that are missing or damaged; data files of their own are left to ITK."""
+    encoding = fields.get("encoding", "raw").lower()
+    if "data file" in fields or "datafile" in fields or encoding not in ("raw", "gzip", "gz"):
+        return
+    kind = " ".join(word for word in fields.get("type", "").lower().split() if word not in ("signed", "unsigned"))
+    voxels = math.prod(_whole_numbers(path, "sizes", fields))
+    check_voxels(path, header_size, voxels * _NRRD_BYTES.get(kind, 0), packed=encoding != "raw")
+
+
+def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Fields ("key: value") and key/value pairs ("key:=value") up to the empty line, and where that ends, in bytes."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         if not file.readline(64).startswith(b"NRRD"):
@@ -381,7 +363,7 @@ def _nrrd_fields(path: Path) -> dict[str, str]:
             separator = ":=" if ":=" in line else ":"
             key, _, value = line.partition(separator)
             fields[key.strip()] = value.strip()
-    return fields
+        return fields, file.tell()
 
 
 def _numbers(path: Path, key: str, fields: dict[str, str]) -> list[float]:
@@ -427,17 +409,6 @@ def _check_directions(path: Path, field: str, numbers: list[float]) -> None:
         raise InputError(f"{path.name} has an axis of length 0 in '{field}', so its spacing is not above 0 mm.")
     if abs(np.linalg.det(vectors / lengths)) < 1e-6:
         raise InputError(f"{path.name} has a singular orientation in '{field}': its axes span no volume.")
-
-
-def _is_gzip(path: Path) -> bool:
-    """Whether a file is gzip by its content: an uncompressed image that is named .nii.gz is read by ITK as well."""
-    with path.open("rb") as file:
-        return file.read(2) == GZIP_MAGIC
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a plain or gzip file for reading its content."""
-    return cast(BinaryIO, gzip.open(path)) if _is_gzip(path) else path.open("rb")
 
 
 def _listed(numbers: Iterable[float]) -> str:

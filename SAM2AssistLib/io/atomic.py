@@ -29,15 +29,30 @@ def ending_of(path: str | Path) -> str:
     return Path(name).suffix
 
 
+def has_text_name(path: str | Path) -> bool:
+    """Tell whether a path is text: of any other, of a disc written in Latin-1 for example, ITK ends the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(path: str | Path) -> str:
+    """Give a path with a mark for what of it is no text."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def check_place(path: str | Path) -> None:
     """Refuse, before any work is done, a path that no file can be written to.
 
     Raises
     ------
     OutputError
-        If it is a folder, or its folder is missing or may not be written to.
+        If it is a folder, its folder is missing or may not be written to, or the path is no text.
     """
     path = Path(path)
+    _check_text(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the name of a file.")
     folder = path.resolve().parent
@@ -45,6 +60,11 @@ def check_place(path: str | Path) -> None:
         raise OutputError(f"The folder {folder} does not exist; make it first or choose another place for {path.name}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"The folder {folder} may not be written to; choose another place for {path.name}.")
+
+
+def _check_text(path: Path) -> None:
+    if not has_text_name(path):
+        raise OutputError(f"The path {shown(path)} is no text in UTF-8; choose another name or folder.")
 
 
 def make_folder(folder: Path) -> None:
@@ -101,6 +121,8 @@ def atomic_paths(*finals: str | Path) -> Iterator[tuple[Path, ...]]:
     OutputError
         As `atomic_path` does.
     """
+    for final in finals:
+        _check_text(Path(final))
     targets = [Path(os.path.realpath(final)) for final in finals]
     parts = tuple(target.with_name(f".sam2assist-{secrets.token_hex(6)}{ending_of(target)}") for target in targets)
     try:

@@ -173,7 +173,7 @@ def _placed(
 
 
 def _step(path: Path, dataset: Dataset, distances: NDArray[np.float64]) -> float:
-    """The slice distance that all frames are multiples of: as told, else the smallest gap, else the thickness."""
+    """The slice distance that all frames are multiples of: as told, else the thickness, else the smallest gap."""
     measures = functional_group(dataset, 0, "PixelMeasuresSequence")
     gaps = np.diff(np.unique(distances))
     gaps = gaps[gaps > _SAME_POSITION_MM]
@@ -182,7 +182,8 @@ def _step(path: Path, dataset: Dataset, distances: NDArray[np.float64]) -> float
     told = [float(measures.get(keyword) or 0) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
     if not gaps.size:
         return next((value for value in told if value > 0), 1.0)
-    for step in (told[0], smallest, told[1]):
+    # The smallest gap comes last: between lesions far apart it is many slices, which would be filled.
+    for step in (*told, smallest):
         if step > _SAME_POSITION_MM:
             refined = _refined(distances, step)
             if np.abs(distances / refined - np.rint(distances / refined)).max() <= _OFF_GRID_PART:

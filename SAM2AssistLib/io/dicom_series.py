@@ -49,7 +49,7 @@ def list_series(folder: str | Path) -> list[DicomSeries]:
     return [group.summary for group in grouped(headers)]
 
 
-def read_dicom_series(folder: str | Path, *, series: str | None = None) -> CTVolume:
+def read_dicom_series(folder: str | Path, *, series: str | None = None, image: Path | None = None) -> CTVolume:
     """Read the images of one series as a volume.
 
     Parameters
@@ -59,6 +59,8 @@ def read_dicom_series(folder: str | Path, *, series: str | None = None) -> CTVol
         for the files that a DICOMDIR names; the DICOMDIR itself may be given as well.
     series : str, optional
         Number of the series as messages list it, or its UID; needed where there are several of more than one image.
+    image : Path, optional
+        A file of the series, which tells more than a UID that is empty or of several acquisitions; before `series`.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def read_dicom_series(folder: str | Path, *, series: str | None = None) -> CTVol
     _refuse_damaged(damaged)
     if not headers:
         raise InputError(_no_images(place))
-    group, notes = chosen(place, grouped(headers), series)
+    group, notes = chosen(place, grouped(headers), series, image)
     members, copy_notes = without_copies(place, group.members)
     grid, odd_notes = _one_grid(place, _without_localizers(place, members))
     _refuse_unusable(grid)

@@ -9,6 +9,8 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io._image_checks import check_name, quiet_itk
+from SAM2AssistLib.io._raw_headers import check_complete
 
 
 def ijk_to_lps_of(image: sitk.Image) -> NDArray[np.float64]:
@@ -35,12 +37,16 @@ def read_label_image(path: Path) -> sitk.Image:
     Raises
     ------
     InputError
-        If it is not there, cannot be read, is not three-dimensional or does not hold whole numbers.
+        If it is not there, cannot be read, is cut short or damaged, is not three-dimensional or does not hold whole
+        numbers.
     """
     if not path.is_file():
         raise InputError(f"The segmentation {path} is not there; check the path.")
+    check_name(path)
+    check_complete(path)
     try:
-        image = sitk.ReadImage(str(path))
+        with quiet_itk():
+            image = sitk.ReadImage(str(path))
     except RuntimeError as error:  # SimpleITK has no finer class for a file that it cannot read
         raise InputError(f"The segmentation {path} cannot be read: it is damaged or in another format.") from error
     if image.GetDimension() != 3:

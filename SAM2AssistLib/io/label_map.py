@@ -19,6 +19,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError, OutputError
+from SAM2AssistLib.io._raw_headers import check_complete
 from SAM2AssistLib.io.atomic import atomic_paths, ending_of
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, image_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, check_masks
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SHARED_NAMES = "labels.json"
 LABEL_MAP_ENDINGS = (".nii.gz", ".nrrd", ".mha")
+MOST_LABELS = 1000
 
 
 def names_path_of(path: str | Path) -> Path:
@@ -117,7 +119,8 @@ def write_label_map(path: str | Path, masks: Sequence[NamedMask], volume: CTVolu
         names_part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         try:
             sitk.WriteImage(image_of(labels, volume.ijk_to_lps), str(part), useCompression=True)
-        except RuntimeError as error:  # SimpleITK tells a full disk and a format it does not know in the same way
+            check_complete(part)  # ITK's writer of NIfTI does not notice that the disk is full
+        except (RuntimeError, InputError) as error:  # SimpleITK tells a full disk like a format it does not know
             raise OutputError(
                 f"{path} cannot be written as a label map; check the ending and the free space."
             ) from error
@@ -148,7 +151,8 @@ def read_label_map(path: str | Path) -> tuple[list[NamedMask], NDArray[np.float6
     Raises
     ------
     InputError
-        If a file cannot be read, the image is no label map or the names are not `{"name": value}`.
+        If a file cannot be read, the image is no label map (values below 0, or more than MOST_LABELS of them) or the
+        names are not `{"name": value}`.
     """
     path = Path(path)
     return segments_of_label_image(read_label_image(path), path)
@@ -161,7 +165,13 @@ def segments_of_label_image(image: sitk.Image, path: Path) -> tuple[list[NamedMa
         raise InputError(f"The image {path} has several values per voxel, so it is no label map.")
     own = own_names_path_of(path)
     names = read_names(own) if own.is_file() else _shared_names(path)
-    wanted = {int(value) for value in np.unique(labels)} - {0}
+    values = np.unique(labels)
+    if values[0] < 0 or len(values) > MOST_LABELS:
+        raise InputError(
+            f"{path.name} holds {len(values)} values from {values[0]} to {values[-1]}, so it is an image and no label "
+            "map; give a segmentation."
+        )
+    wanted = {int(value) for value in values} - {0}
     if own.is_file():
         wanted |= set(names)
     return [NamedMask(names.get(value, f"label_{value}"), labels == value) for value in sorted(wanted)], ijk_to_lps_of(

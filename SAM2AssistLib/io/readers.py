@@ -12,7 +12,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._image_checks import is_label_map, quiet_itk, scale_warnings
+from SAM2AssistLib.io._image_checks import check_name, is_label_map, quiet_itk, scale_warnings
 from SAM2AssistLib.io._raw_headers import check_header
 from SAM2AssistLib.io.dicom_series import is_dicom_file, is_dicomdir, read_dicom_series, series_of_file
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of
@@ -50,7 +50,9 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
         if source.is_dir() or is_dicomdir(source):
             return read_dicom_series(source, series=series)
         if is_dicom_file(source):
-            return read_dicom_series(source.parent, series=series or series_of_file(source))
+            if series:
+                return read_dicom_series(source.parent, series=series)
+            return read_dicom_series(source.parent, series=series_of_file(source) or None, image=source)
         return read_image_file(source)
     except OSError as error:
         raise InputError(f"{source.name} cannot be opened ({error.strerror}).") from error
@@ -71,6 +73,7 @@ def read_image_file(path: Path) -> CTVolume:
     """
     if path.stat().st_size == 0:
         raise InputError(f"{path.name} is empty (0 bytes).")
+    check_name(path)
     notes = check_header(path)
     with quiet_itk():
         image = _read_with_itk(path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -35,8 +37,23 @@ RTSTRUCT_CLASS = str(RTStructureSetStorage)
 # DICOM coordinates have at most 16 characters; a tenth of a micrometre is far below the half voxel that counts.
 _DECIMALS = 4
 
-# A contour whose points are further than this from the plane of a slice, in slice distances, is not in that slice.
-_IN_SLICE_WITHIN = 0.3
+# A contour whose points differ by more than this along the k axis, in slice distances, is in no plane of the slices.
+_IN_PLANE_WITHIN = 0.3
+
+# Contours that are no further than this from the centres of slices, in slice distances, were drawn on these slices.
+_ON_SLICE_WITHIN = 0.1
+
+# Contours that are closer than this along the k axis are in one plane, so that one may be a hole of the other.
+_SAME_PLANE_MM = 0.05
+
+# Planes whose gap is less than so many times the smallest gaps are neighbours: nothing was left out between them.
+_NEIGHBOUR_GAPS = 1.5
+
+# So many regions are named in a note.
+_MOST_LISTED = 3
+
+# Rounding of a plane's place, in slice distances: a slice halfway between two planes belongs to the upper one.
+_ROUNDING = 1e-3
 
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"
 _SERIES_NUMBER_OFFSET = 2000
@@ -94,17 +111,29 @@ def write_rtstruct(
     dataset.RTROIObservationsSequence = [_observation(n, named) for n, named in enumerate(masks, 1)]
     with atomic_path(path) as part:
         dataset.save_as(part, enforce_file_format=True)
-    return sources.notes
+    return (
+        *sources.notes,
+        *(
+            f"'{named.name}' is longer or has other characters than a DICOM label may; it is '{label_of(named.name)}'."
+            for named in masks
+            if label_of(named.name) != named.name
+        ),
+    )
 
 
-def read_rtstruct(path: str | Path, volume: CTVolume) -> list[NamedMask]:
+def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = None) -> list[NamedMask]:
     """Rasterise the closed contours of an RT Structure Set on the grid of a volume.
+
+    Contours that were drawn on other slices are brought to those of the volume: each slice gets the contours of the
+    nearest plane of the region, if that is not further than half the distance of these planes.
 
     Parameters
     ----------
     path : str or Path
     volume : CTVolume
         The CT they were drawn on. A voxel is inside where its centre is, and contours within one another make holes.
+    notes : list of str, optional
+        Gets a sentence for the user where contours were drawn on other slices.
 
     Returns
     -------
@@ -126,14 +155,29 @@ def read_rtstruct(path: str | Path, volume: CTVolume) -> list[NamedMask]:
             int(item.ROINumber): str(item.get("ROIName") or f"ROI {item.ROINumber}")
             for item in dataset.get("StructureSetROISequence") or []
         }
-        masks = []
-        for item in dataset.get("ROIContourSequence") or []:
-            name = names.get(int(item.ReferencedROINumber), f"ROI {item.ReferencedROINumber}")
-            mask = _rasterised(path, name, item, volume)
-            if mask is not None:
-                masks.append(NamedMask(name, mask))
-    if not masks:
+        regions = [
+            (names.get(int(item.ReferencedROINumber), f"ROI {item.ReferencedROINumber}"), item)
+            for item in dataset.get("ROIContourSequence") or []
+        ]
+        named_planes = [(name, _planes(path, name, item, volume)) for name, item in regions]
+        named_planes = [(name, planes) for name, planes in named_planes if planes]
+        series = _series_of(dataset)
+    if not named_planes:
         raise InputError(f"{path.name} holds no closed contour, so there is nothing to open.")
+    spacing = min((_spacing(planes) for _, planes in named_planes if len(planes) > 2), default=None)
+    # Planes that lie on slices but nowhere on two in a row may be those of a series with thicker slices.
+    is_thicker = spacing is not None and spacing > _NEIGHBOUR_GAPS and _is_another(series, volume)
+    masks, moved = [], []
+    for name, planes in named_planes:
+        if _are_on_slices(planes) and not (is_thicker and len(planes) > 1):
+            masks.append(NamedMask(name, _rasterised(planes, volume)))
+        else:
+            masks.append(NamedMask(name, _brought_to_slices(planes, spacing, volume)))
+            moved.append(name)
+    if moved and notes is not None:
+        listed = ", ".join(f"'{name}'" for name in moved[:_MOST_LISTED])
+        rest = f" and {len(moved) - _MOST_LISTED} more" if len(moved) > _MOST_LISTED else ""
+        notes.append(f"The contours of {listed}{rest} were drawn on other slices and were brought to those of the CT.")
     return masks
 
 
@@ -297,32 +341,111 @@ def _splice(points: list[tuple[float, float]], following: list[int], at: int, st
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def _rasterised(path: Path, name: str, item: Dataset, volume: CTVolume) -> NDArray[np.bool_] | None:
-    """The mask (k, j, i) of a region; None if it has no closed contour, as points of reference have none."""
-    from skimage.draw import polygon
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """The closed contours of a region in one plane: its place along the k axis, and points (j, i), in voxel indices."""
 
-    mask = np.zeros(volume.shape_kji, np.bool_)
-    found = outside = 0
+    k: float
+    contours_ji: list[NDArray[np.float64]]
+
+    def filled(self, shape_ji: Sequence[int]) -> NDArray[np.bool_]:
+        """The pixels whose centres are inside of an odd number of the contours."""
+        from skimage.draw import polygon
+
+        inside = np.zeros(tuple(shape_ji), np.bool_)
+        for points_ji in self.contours_ji:
+            inside[polygon(points_ji[:, 0], points_ji[:, 1], inside.shape)] ^= True
+        return inside
+
+
+def _planes(path: Path, name: str, item: Dataset, volume: CTVolume) -> list[_Plane]:
+    """The planes of a region along the k axis; none if it has no closed contour, as points of reference have none."""
+    found = []
     for contour in item.get("ContourSequence") or []:
         if not str(contour.get("ContourGeometricType") or "").upper().startswith("CLOSED"):
             continue
         points = _coordinates(contour)
         if points.size < 9 or points.size % 3:
             continue
+        if not np.isfinite(points).all():
+            raise ValueError  # one of those that `damage_told` makes a sentence of
         index_ijk = volume.index_ijk_from_lps(points.reshape(-1, 3))
-        k = round(float(index_ijk[:, 2].mean()))
-        if np.ptp(index_ijk[:, 2]) > _IN_SLICE_WITHIN:
+        if np.ptp(index_ijk[:, 2]) > _IN_PLANE_WITHIN:
             raise InputError(
                 f"{path.name}, '{name}': a contour lies across the slices of the CT; give the CT it was drawn on."
             )
-        found += 1
-        if not 0 <= k < mask.shape[0]:
-            outside += 1
-            continue
-        mask[k][polygon(index_ijk[:, 1], index_ijk[:, 0], mask.shape[1:])] ^= True
-    if found and outside == found:
+        found.append((float(index_ijk[:, 2].mean()), index_ijk[:, 1::-1]))
+    if found and not any(0 <= round(k) < volume.shape_kji[0] for k, _ in found):
         raise InputError(f"{path.name}, '{name}': its contours lie outside of the CT; give the CT it was drawn on.")
-    return mask if found else None
+    planes: list[_Plane] = []
+    for k, points_ji in sorted(found, key=lambda contour: contour[0]):
+        if not planes or (k - planes[-1].k) * volume.spacing_ijk[2] > _SAME_PLANE_MM:
+            planes.append(_Plane(k, []))
+        planes[-1].contours_ji.append(points_ji)
+    return planes
+
+
+def _spacing(planes: Sequence[_Plane]) -> float:
+    """The distance of neighbouring planes, in slice distances: the mean of the smallest gaps, to even out rounding."""
+    gaps = np.diff([plane.k for plane in planes])
+    return float(gaps[gaps < _NEIGHBOUR_GAPS * gaps.min()].mean())
+
+
+def _are_on_slices(planes: Sequence[_Plane]) -> bool:
+    return all(abs(plane.k - round(plane.k)) <= _ON_SLICE_WITHIN for plane in planes)
+
+
+def _rasterised(planes: Sequence[_Plane], volume: CTVolume) -> NDArray[np.bool_]:
+    """The mask (k, j, i) of planes that lie on slices."""
+    mask = np.zeros(volume.shape_kji, np.bool_)
+    for plane in planes:
+        if 0 <= round(plane.k) < len(mask):
+            # Planes that only inaccurate places tell apart are one slice.
+            mask[round(plane.k)] ^= plane.filled(mask.shape[1:])
+    return mask
+
+
+def _brought_to_slices(planes: Sequence[_Plane], spacing: float | None, volume: CTVolume) -> NDArray[np.bool_]:
+    """The mask (k, j, i) of planes that lie between slices or are further apart than these.
+
+    A slice gets the nearest plane. At the ends of the region, and of each part of it, a plane reaches half the distance
+    of its planes. One or two planes do not tell that distance; for them it is `spacing`, that of other regions.
+    """
+    places = np.array([plane.k for plane in planes])
+    if len(planes) == 1:
+        spacing = max(spacing or 1.0, 1.0)  # so that it is never lost between two slices
+    elif len(planes) > 2 or spacing is None:
+        spacing = _spacing(planes)
+    gaps = np.diff(places)
+    halves = np.where(gaps < _NEIGHBOUR_GAPS * spacing, gaps, spacing) / 2
+    mask = np.zeros(volume.shape_kji, np.bool_)
+    first = np.ceil(places - np.append(spacing / 2, halves) - _ROUNDING).clip(0, len(mask)).astype(int)
+    end = np.ceil(places + np.append(halves, spacing / 2) - _ROUNDING).clip(0, len(mask)).astype(int)
+    for plane, low, high in zip(planes, first, end, strict=True):
+        if low < high:
+            mask[low:high] = plane.filled(mask.shape[1:])
+    return mask
+
+
+def _series_of(dataset: Dataset) -> set[str]:
+    """UIDs of the series whose images a structure set refers to."""
+    return {
+        str(series.get("SeriesInstanceUID") or "")
+        for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []
+        for study in frame.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    } - {""}
+
+
+def _is_another(series: set[str], volume: CTVolume) -> bool:
+    """Whether a volume is known to be none of these series."""
+    if not series or not volume.dicom_files:
+        return False
+    image = volume.dicom_files[0]
+    with damage_told(image):
+        # By force, because the images of a volume may lack the preamble.
+        header = pydicom.dcmread(image, stop_before_pixels=True, force=True, specific_tags=["SeriesInstanceUID"])
+        return str(header.get("SeriesInstanceUID") or "") not in {"", *series}
 
 
 def _coordinates(contour: Dataset) -> NDArray[np.float64]:

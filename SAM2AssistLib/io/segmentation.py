@@ -38,6 +38,7 @@ __all__ = [
     "check_output_path",
     "masks_on_grid_of",
     "prompts_path_of",
+    "read_on_grid",
     "read_segmentation",
     "write_segmentation",
     "written_files",
@@ -48,6 +49,8 @@ DICOM_ENDING = ".dcm"
 
 # Grids that agree so well in all their voxels differ by rounding only.
 _SAME_WITHIN_VOXELS = 0.05
+# A segment may lose this part of its volume to another grid by rounding; beyond it lay outside of the CT.
+_LOST_PART = 0.01
 
 
 def check_output_path(path: str | Path) -> None:
@@ -120,11 +123,26 @@ def check_can_refer(path: str | Path, volume: CTVolume) -> None:
 
 
 def check_keeps_series(path: str | Path, volume: CTVolume) -> None:
-    """Refuse a result in place of one of the DICOM images that a volume was read from; raises `OutputError`."""
+    """Refuse a result in place of a DICOM image, of the series of a volume or of another; raises `OutputError`."""
     images = {os.path.realpath(file) for file in volume.dicom_files}
     for file in written_files(path):
         if os.path.realpath(file) in images:
             raise OutputError(f"{file.name} is an image of the series and would be lost; choose another name.")
+        if _is_dicom_image(file):
+            raise OutputError(f"{file.name} is a DICOM image and would be lost; choose another name.")
+
+
+def _is_dicom_image(path: Path) -> bool:
+    """Tell whether a DICOM image is there, and not a segmentation or contours."""
+    from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, is_dicom_file, read_dicom
+
+    if not path.is_file() or not is_dicom_file(path):
+        return False
+    try:
+        header = read_dicom(path)
+    except PARSE_ERRORS:
+        return False
+    return "Rows" in header and header.get("Modality") != "SEG"
 
 
 def written_files(path: str | Path) -> tuple[Path, ...]:
@@ -186,7 +204,9 @@ def write_segmentation(
     return write_label_map(path, masks, volume)
 
 
-def read_segmentation(path: str | Path, volume: CTVolume | None = None) -> tuple[list[NamedMask], NDArray[np.float64]]:
+def read_segmentation(
+    path: str | Path, volume: CTVolume | None = None, notes: list[str] | None = None
+) -> tuple[list[NamedMask], NDArray[np.float64]]:
     """Read the segments of a `.seg.nrrd`, a DICOM-SEG, an RTSTRUCT, or a label map with names beside it.
 
     Parameters
@@ -196,6 +216,8 @@ def read_segmentation(path: str | Path, volume: CTVolume | None = None) -> tuple
     volume : CTVolume, optional
         The image they belong to. The contours of an RTSTRUCT are rasterised on its grid, so it needs one; a DICOM-SEG
         of another patient position is refused with it.
+    notes : list of str, optional
+        Gets a sentence for each thing that the user should know of how it was read.
 
     Returns
     -------
@@ -215,7 +237,7 @@ def read_segmentation(path: str | Path, volume: CTVolume | None = None) -> tuple
     from SAM2AssistLib.io.dicom_objects import is_dicom_object, read_dicom_segments
 
     if is_dicom_object(path):
-        return read_dicom_segments(path, volume)
+        return read_dicom_segments(path, volume, notes)
     image = read_label_image(path)
     if has_segments(image):
         return segments_of_image(image, path)
@@ -276,3 +298,36 @@ def _moved(mask: NDArray[np.bool_], shift_kji: Sequence[int], shape_kji: Sequenc
         source = tuple(slice(a - step, b - step) for (a, b), step in zip(bounds, shift_kji, strict=True))
         placed[tuple(slice(a, b) for a, b in bounds)] = mask[source]
     return placed
+
+
+def read_on_grid(path: str | Path, volume: CTVolume) -> tuple[list[NamedMask], list[str]]:
+    """Read the segments of a file onto the grid of the CT that they are of.
+
+    Returns
+    -------
+    masks : list of NamedMask
+        All segments, (k, j, i) as the volume; some may be empty there.
+    notes : list of str
+        A sentence for each of which a part lay outside, and what else the user should know.
+
+    Raises
+    ------
+    InputError
+        As `read_segmentation`, or if no voxel lies within the volume.
+    """
+    notes: list[str] = []
+    masks, ijk_to_lps = read_segmentation(path, volume, notes)
+    placed = masks_on_grid_of(volume, masks, ijk_to_lps)
+    if any(named.mask.any() for named in masks) and not any(named.mask.any() for named in placed):
+        raise InputError(
+            f"{Path(path).name} has no voxel within '{volume.source.name if volume.source else 'the CT'}'; give the CT "
+            "that was segmented."
+        )
+    voxel_ml = abs(float(np.linalg.det(ijk_to_lps[:3, :3]))) / 1000
+    volume_ml = float(np.prod(volume.spacing_ijk)) / 1000
+    for named, before in zip(placed, masks, strict=True):
+        before_ml = float(np.count_nonzero(before.mask)) * voxel_ml
+        lost = before_ml - float(np.count_nonzero(named.mask)) * volume_ml
+        if lost > _LOST_PART * before_ml:
+            notes.append(f"{lost:.3g} of {before_ml:.3g} ml of '{named.name}' lie outside of the CT and are left out.")
+    return placed, notes

@@ -141,12 +141,8 @@ def auto_segment(
         If the adapter is none, or is for another model.
     """
     run = _Run(session, options or AutoOptions(), stop or (lambda: False))
-    mark = session.history.newest
-    try:
+    with session.joined(TITLE):
         yield from run.go(adapter, support, classes, corrections)
-    finally:
-        if session.history.newest > mark:
-            session.history.join(mark, TITLE)
 
 
 class _Run:

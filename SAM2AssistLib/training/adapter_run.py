@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,8 @@ class Result:
     Attributes
     ----------
     folder : of the adapter.
-    metrics : mean 2D Dice on validation slices of the base and of the adapter; None without validation cases.
+    metrics : mean 2D Dice on validation slices of the base and of the adapter; None without validation cases, or if
+        none of them shows one of the structures.
     card : of the adapter.
     """
 
@@ -141,7 +142,11 @@ def finetune_adapter(
     make_folder(folder)
     accelerator = make_accelerator(recipe, device)
     base = build_base(spec, untrained=untrained_base)
+    base_sha256 = UNTRAINED if untrained_base else store_of_weights.expected_sha256(spec)
     validation = _Validation(data, split, names, spec, recipe)
+    if split.val and validation.samples is None:
+        none_shown = f"{split.source}, whose validation cases show none of the structures"
+        split = replace(split, val=(), source=none_shown)
     # Before it is changed.
     validation.before = validation.measure(base.to(accelerator.device), spec)
     tuner = FineTuner(
@@ -152,13 +157,13 @@ def finetune_adapter(
         samples,
         folder,
         accelerator=accelerator,
+        base_sha256=base_sha256,
         workers=workers,
         checkpoint_every=checkpoint_every,
     )
     if announce is not None and accelerator.is_main_process:
         announce(_plan(data, split, names, tuner))
     tuner.run(report)
-    base_sha256 = UNTRAINED if untrained_base else store_of_weights.expected_sha256(spec)
     return _finish(tuner, data, split, names, validation, base_sha256)
 
 
@@ -175,7 +180,8 @@ def _training_samples(
     every = with_synthetic_names(names, recipe.phantoms, recipe.synthetic)
     made = [phantom_ct(recipe.seed * 1000 + n, every) for n in range(recipe.phantoms)]
     made += [synthetic_ct(recipe.seed * 1000 + n, every) for n in range(recipe.synthetic)]
-    store = CaseStore([data.case(name) for name in split.train], every, made)
+    # Only phantoms have the names that were added; a real organ that was not chosen stays out though they have it.
+    store = CaseStore([data.case(name) for name in split.train], names, made)
     return store, SliceSamples(store, store.index(), appearance_for(spec, recipe), recipe.most_regions)
 
 
@@ -188,7 +194,7 @@ def appearance_for(spec: ModelSpec, recipe: FineTuneRecipe, *, varied: bool = Tr
 
 
 class _Validation:
-    """The validation slices, and what the base reached on them."""
+    """The validation slices, if there are any, and what the base reached on them."""
 
     def __init__(
         self, data: DataSet, split: Split, names: dict[str, int], spec: ModelSpec, recipe: FineTuneRecipe
@@ -198,11 +204,13 @@ class _Validation:
         self.samples: SliceSamples | None = None
         if split.val:
             store = CaseStore([data.case(name) for name in split.val], names)
-            appearance = appearance_for(spec, recipe, varied=False)
-            self.samples = SliceSamples(store, store.index(), appearance, recipe.most_regions)
+            index = store.index(may_be_empty=True)
+            if len(index):
+                appearance = appearance_for(spec, recipe, varied=False)
+                self.samples = SliceSamples(store, index, appearance, recipe.most_regions)
 
     def measure(self, model: SAM2Base, spec: ModelSpec) -> dict[str, float] | None:
-        """Return the mean 2D Dice after a box and after two clicks more; None without validation cases."""
+        """Return the mean 2D Dice after a box and after two clicks more; None without validation slices."""
         if self.samples is None:
             return None
         model.eval()

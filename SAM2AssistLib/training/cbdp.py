@@ -2,8 +2,8 @@
 
 The table of scores s[slice, class] follows the first round's loss by a running mean. In every epoch before the last
 part about half of the slices are kept: the hardest of each class for certain, with keep rates that rise with the
-class's mean loss, and others by chance, whose gradients are scaled up for those that were left out. The last eighth
-sees everything. 0.875 * 0.5 + 0.125 = 0.5625: the 56.25 % of the iterations that the paper reports.
+class's mean loss, and others by chance, whose gradients are scaled up for those that were left out. The last eighth,
+one epoch at least, sees everything. 0.875 * 0.5 + 0.125 = 0.5625: the 56.25 % of the iterations that the paper reports.
 
 Slices are kept or left out as a whole. Leaving out single (slice, class) pairs would save next to nothing here, because
 the regions of a slice share one pass of the encoder and are decoded together.
@@ -39,7 +39,7 @@ class Pruning:
     ----------
     method : "cbdp"; "random", for comparison at the same budget; or "none".
     keep : share of the slices that a pruned epoch keeps.
-    full_from : share of the epochs after which everything is seen.
+    full_from : share of the epochs after which everything is seen; in the last one it always is.
     hard_share : of what is kept, how much for being hard.
     memory : of the running mean of the scores.
     least_rate, most_rate : limits of a class's keep rate.
@@ -99,7 +99,7 @@ class Pruner:
 
     def is_full(self, epoch: int) -> bool:
         """Tell whether an epoch sees everything."""
-        last_part = round((1 - self.pruning.full_from) * self.epochs)
+        last_part = max(1, round((1 - self.pruning.full_from) * self.epochs))
         too_few = self.epochs < FEWEST_EPOCHS
         return self.pruning.method == "none" or too_few or epoch >= self.epochs - last_part
 

@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from SAM2AssistLib.engine.catalogue import ModelSpec
-from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.errors import InputError, ModelError
 from SAM2AssistLib.prompting.error_head import ErrorHead, channels_of
 from SAM2AssistLib.training.cbdp import Kept, Pruner
 from SAM2AssistLib.training.lora import attach_lora
 from SAM2AssistLib.training.phpg import Outcome
 from SAM2AssistLib.training.recipe import FineTuneRecipe, epochs_for, schedule_for
 from SAM2AssistLib.training.run_log import RunLog
-from SAM2AssistLib.training.run_state import Position, RunState, load_state, save_state
+from SAM2AssistLib.training.run_state import CHECKPOINT, Position, RunState, load_state, save_state
 from SAM2AssistLib.training.slices import CaseStore, KeyBatches, SampleKey, SliceSamples
 from SAM2AssistLib.training.unit import Batch, StepChoice, TrainingUnit, choose_step, collate
 
@@ -72,6 +72,7 @@ class FineTuner:
     store, samples : volumes, and the training samples made of them.
     folder : of the adapter.
     accelerator : of accelerate; one for the CPU or a single device if not given.
+    base_sha256 : by which the base's weights are known, so that a run is not finished on others.
     workers : processes that make samples; 0 makes them between the steps.
     checkpoint_every : steps.
     """
@@ -86,6 +87,7 @@ class FineTuner:
         folder: Path,
         *,
         accelerator: Accelerator,
+        base_sha256: str | None = None,
         workers: int = 0,
         checkpoint_every: int = 50,
     ) -> None:
@@ -111,7 +113,8 @@ class FineTuner:
         self._plan_scores = self.pruner.state_dict()
         self.schedule = schedule_for(recipe, [self.pruner.size(epoch) for epoch in range(epochs)])
         self.position = Position()
-        self.fingerprint = recipe.fingerprint([spec.name, list(map(list, labels)), list(store.names.items())])
+        data = [list(map(list, labels)), list(store.names.items())]
+        self.fingerprint = recipe.fingerprint([spec.name, base_sha256, *data])
         self._resume()
 
     def run(self, report: Callable[[Progress], None] | None = None) -> None:
@@ -288,12 +291,16 @@ class FineTuner:
         state = load_state(self.run_folder, self.fingerprint)
         if state is None:
             return
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state.weights[name])
-        self.optimizer.load_state_dict(state.optimizer)
-        self.pruner.load_state_dict({"scores": state.pruner["scores"]})
-        self._plan_scores = {"scores": state.pruner["plan_scores"]}
+        try:
+            with torch.no_grad():
+                for name, parameter in self.trained.items():
+                    parameter.copy_(state.weights[name].reshape(parameter.shape))
+            self.optimizer.load_state_dict(state.optimizer)
+            self.pruner.load_state_dict({"scores": state.pruner["scores"]})
+            self._plan_scores = {"scores": state.pruner["plan_scores"]}
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            path = self.run_folder / CHECKPOINT
+            raise ModelError(f"The checkpoint {path} is damaged; remove it to begin anew.") from error
         self.position = state.position
 
 

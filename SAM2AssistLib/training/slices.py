@@ -24,6 +24,7 @@ from monai.transforms import (
     RandGaussianSmoothd,
 )
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -121,8 +122,9 @@ class CaseStore:
     Parameters
     ----------
     cases : from files.
-    names : label by structure.
-    made : volumes that are in memory already, such as phantoms; their places follow those of the cases.
+    names : label by structure, in which the files are read; structures that are not among them are left out.
+    made : volumes that are in memory already, such as phantoms; their places follow those of the cases. They may show
+        other structures besides.
     budget_bytes : of memory for volumes from files.
     """
 
@@ -157,13 +159,13 @@ class CaseStore:
         with _own_errors():
             return self._cache[place]
 
-    def index(self) -> SliceIndex:
+    def index(self, *, may_be_empty: bool = False) -> SliceIndex:
         """List the slices that show at least `LEAST_PIXELS` of some structure.
 
         Raises
         ------
         InputError
-            If there is none.
+            If there is none, unless there may be none.
         """
         cases: list[int] = []
         slices: list[int] = []
@@ -175,7 +177,7 @@ class CaseStore:
                     cases.append(place)
                     slices.append(k)
                     labels.append(tuple(shown.tolist()))
-        if not cases:
+        if not cases and not may_be_empty:
             raise InputError("None of the training volumes shows a labelled structure; check the labels.")
         return SliceIndex(tuple(cases), tuple(slices), tuple(labels))
 
@@ -215,15 +217,18 @@ class SliceSamples(Dataset):
         rng = np.random.default_rng([key.seed, key.epoch, key.sample])
         volume = self.store[self.index.cases[key.sample]]
         places = self._places(key, volume, rng)
-        for _ in range(
-            3
-        ):  # a crop may leave too little of every region; then try another, and at last the anchor's own
+        # A crop may leave too little of every region; then try another, and at last the anchor's own.
+        for _ in range(3):
             sample = self._through(self._view(volume, places[0], key, rng, tight=False), volume, places, key, rng)
             if sample is not None:
                 return sample
         sample = self._through(self._view(volume, places[0], key, rng, tight=True), volume, places, key, None)
-        if sample is None:
-            raise InputError(f"Slice {places[0]} of {volume.name} shows too little of any structure; label it anew.")
+        if sample is not None:
+            return sample
+        # Small pieces far apart are next to nothing in a view of them all. A correct label must not end a run, so the
+        # largest piece is shown, and taken however small it is.
+        sample = self._through(self._view_of_a_piece(volume, places[0], key, rng), volume, places, key, None, least=1)
+        assert sample is not None  # the view holds a pixel of the anchor, and does not shrink it
         return sample
 
     def _places(self, key: SampleKey, volume: LabelledCT, rng: np.random.Generator) -> list[int]:
@@ -236,8 +241,7 @@ class SliceSamples(Dataset):
         rows, columns = volume.labels.shape[1:]
         _, row_mm, column_mm = volume.spacing_kji
         whole_mm = max(rows * row_mm, columns * column_mm)
-        labels = self.index.labels[key.sample]
-        anchor = volume.labels[k] == labels[int(rng.integers(len(labels)))]
+        anchor = self._anchor(volume, k, key, rng)
         ys, xs = np.flatnonzero(anchor.any(1)), np.flatnonzero(anchor.any(0))
         extent_mm = max((ys[-1] - ys[0] + 1) * row_mm, (xs[-1] - xs[0] + 1) * column_mm)
         centre = np.array([(ys[0] + ys[-1]) / 2, (xs[0] + xs[-1]) / 2])
@@ -252,6 +256,23 @@ class SliceSamples(Dataset):
             centre = centre + rng.uniform(-0.6, 0.6, 2) * slack / np.array([row_mm, column_mm])
         return square_around((centre[0], centre[1]), side_mm, (row_mm, column_mm))
 
+    def _view_of_a_piece(self, volume: LabelledCT, k: int, key: SampleKey, rng: np.random.Generator) -> View:
+        """See the largest connected piece of a region, from so near that no pixel of it is skipped."""
+        _, row_mm, column_mm = volume.spacing_kji
+        pieces, count = ndimage.label(self._anchor(volume, k, key, rng))
+        largest = 1 + int(np.argmax(np.bincount(pieces.ravel(), minlength=count + 1)[1:]))
+        ys, xs = np.nonzero(pieces == largest)
+        extent_mm = max(np.ptp(ys) * row_mm + row_mm, np.ptp(xs) * column_mm + column_mm)
+        side_mm = min(max(SMALLEST_VIEW_MM, 1.25 * extent_mm), self.appearance.image_size * min(row_mm, column_mm))
+        # The middle of a bent piece may be beside it.
+        middle = np.argmin(np.hypot((ys - ys.mean()) * row_mm, (xs - xs.mean()) * column_mm))
+        return square_around((int(ys[middle]), int(xs[middle])), side_mm, (row_mm, column_mm))
+
+    def _anchor(self, volume: LabelledCT, k: int, key: SampleKey, rng: np.random.Generator) -> NDArray[np.bool_]:
+        """Choose the region that a view is laid around."""
+        labels = self.index.labels[key.sample]
+        return volume.labels[k] == labels[int(rng.integers(len(labels)))]
+
     def _through(
         self,
         view: View,
@@ -259,8 +280,9 @@ class SliceSamples(Dataset):
         places: Sequence[int],
         key: SampleKey,
         rng: np.random.Generator | None,
+        least: int = LEAST_PIXELS,
     ) -> Sample | None:
-        """Show slices through a view, varied if there is a source of chance; None if too little is to be seen."""
+        """Show slices through a view, varied if there is a source of chance; None if less than that is to be seen."""
         size = self.appearance.image_size
         offsets = self.appearance.channels.offsets if self.appearance.channels.needs_neighbours else (0,)
         last = len(volume.labels) - 1
@@ -272,7 +294,7 @@ class SliceSamples(Dataset):
             # Air is 0 meanwhile, so that what is turned in from outside is air.
             varied = self._vary({"images": hu - AIR_HU, "labels": marks.float()})
             hu, marks = _plain(varied["images"]) + AIR_HU, _plain(varied["labels"]).round().to(torch.uint8)
-        masks, labels = self._regions(marks, key)
+        masks, labels = self._regions(marks, key, least)
         if not labels:
             return None
         if len(offsets) > 1:
@@ -283,10 +305,10 @@ class SliceSamples(Dataset):
             level, width = level + rng.normal(0, 0.06) * width, width * math.exp(rng.normal(0, 0.12))
         return Sample(key, to_channels(hu, level, width, self.appearance.channels), masks, labels)
 
-    def _regions(self, marks: Tensor, key: SampleKey) -> tuple[Tensor, tuple[int, ...]]:
+    def _regions(self, marks: Tensor, key: SampleKey, least: int) -> tuple[Tensor, tuple[int, ...]]:
         counts = torch.bincount(marks[0].flatten().long(), minlength=256)
         # Only what the index knows to be there: CBDP keeps scores of these.
-        shown = [label for label in self.index.labels[key.sample] if int(counts[label]) >= LEAST_PIXELS]
+        shown = [label for label in self.index.labels[key.sample] if int(counts[label]) >= least]
         if len(shown) > self.most_regions:
             rng = np.random.default_rng([key.seed, key.epoch, key.sample, 1])
             shown = sorted(rng.choice(shown, self.most_regions, replace=False).tolist())

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import pydicom
 from pydicom.dataset import Dataset
 
 from SAM2AssistLib.errors import InputError, TransferError
+from SAM2AssistLib.io._dicom_headers import read_dicom
 from SAM2AssistLib.transfer.archive import Instance, RemoteSeries
 from SAM2AssistLib.transfer.credentials import check_address, check_not_in_the_clear, credentials_for, tls_files
 
@@ -84,7 +84,7 @@ class DicomWebArchive:
         """Send files one by one (STOW-RS)."""
         self._client.set_chunk_size(_STREAM_ABOVE_BYTES)
         for path in files:
-            dataset = pydicom.dcmread(path)
+            dataset = read_dicom(path, with_pixels=True)
             with self._told("storing"):
                 answer = self._client.store_instances([dataset], dataset.StudyInstanceUID)
             if answer.get("FailedSOPSequence"):

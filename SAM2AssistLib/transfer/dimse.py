@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -13,11 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from SAM2AssistLib.errors import InputError, TransferError
+from SAM2AssistLib.io._dicom_headers import read_dicom
 from SAM2AssistLib.transfer.archive import Instance, RemoteSeries
 from SAM2AssistLib.transfer.credentials import client_context, tls_files
 
@@ -34,7 +42,14 @@ _STORAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.66.7",
     "1.2.840.10008.5.1.4.1.1.481.3",
 )
-_SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless]
+_SYNTAXES = [
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+]
 _STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 _STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 _STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -132,7 +147,7 @@ class DimseArchive:
 
     def store(self, files: Sequence[Path]) -> Iterator[Path]:
         """Send files over one association (C-STORE), over another one where that breaks."""
-        datasets = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+        datasets = [read_dicom(path) for path in files]
         entity = self._entity()
         for sop_class, syntax in sorted({(str(ds.SOPClassUID), ds.file_meta.TransferSyntaxUID) for ds in datasets}):
             entity.add_requested_context(sop_class, syntax)
@@ -205,13 +220,16 @@ class DimseArchive:
 
         entity = self._entity()
         entity.add_requested_context(_STUDY_ROOT_GET)
-        for sop_class in _STORAGE_CLASSES:
-            entity.add_requested_context(sop_class, _SYNTAXES)
+        # A server accepts a context in one syntax, which may not be that of its images, and not all of them transcode.
+        # There are at most 128 contexts (PS3.8, 9.3.2.2).
+        for sop_class, syntax in itertools.product(_STORAGE_CLASSES, _SYNTAXES):
+            entity.add_requested_context(sop_class, syntax)
         roles = [build_role(sop_class, scp_role=True) for sop_class in _STORAGE_CLASSES]
         handlers: list[Any] = [(evt.EVT_C_STORE, _accept, [inbox])]
         with self._associated(entity, ext_neg=roles, evt_handlers=handlers) as association:
             self._check_accepted(association, "C-GET", "; try C-MOVE with --move-port")
-            self._check_moved(association.send_c_get(query, _STUDY_ROOT_GET))
+            advice = "try again, or pull it by DICOMweb, which takes images in every encoding"
+            self._check_moved(association.send_c_get(query, _STUDY_ROOT_GET), advice)
 
     def _move(self, query: Dataset, inbox: _Inbox) -> None:
         from pynetdicom import evt
@@ -230,19 +248,19 @@ class DimseArchive:
             entity.add_requested_context(_STUDY_ROOT_MOVE)
             with self._associated(entity) as association:
                 self._check_accepted(association, "C-MOVE")
-                self._check_moved(association.send_c_move(query, self._peer.own_aet, _STUDY_ROOT_MOVE))
+                advice = "it has to know this program by its title, host and port"
+                self._check_moved(association.send_c_move(query, self._peer.own_aet, _STUDY_ROOT_MOVE), advice)
         finally:
             server.shutdown()
 
-    def _check_moved(self, answers: Iterator[tuple[Dataset, Dataset | None]]) -> None:
+    def _check_moved(self, answers: Iterator[tuple[Dataset, Dataset | None]], advice: str) -> None:
         last = Dataset()
         for status, _ in answers:
             last = status
         failed = int(last.get("NumberOfFailedSuboperations") or 0) if last else 0
         if not last or last.Status != _SUCCESS or failed:
             raise TransferError(
-                f"{self.name} did not send the whole series (status {_hex(last)}, {failed} objects failed); "
-                "for C-MOVE it has to know this program by its title, host and port."
+                f"{self.name} did not send the whole series (status {_hex(last)}, {failed} objects failed); {advice}."
             )
 
     def _send(self, association: Association, path: Path) -> bool:
@@ -250,7 +268,7 @@ class DimseArchive:
         if not association.is_established:
             return False
         try:
-            status = association.send_c_store(pydicom.dcmread(path))
+            status = association.send_c_store(read_dicom(path, with_pixels=True))
         except (ValueError, RuntimeError, AttributeError):  # whose messages may quote the object
             raise TransferError(f"{self.name} does not take objects such as {path.name} in their encoding.") from None
         if not status:

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pydicom
-
 from SAM2AssistLib.errors import InputError, OutputError, TransferError
-from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, is_dicom_file
+from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, is_dicom_file, read_dicom
 from SAM2AssistLib.transfer.archive import Archive, Instance, RemoteSeries, TransferStep
 
 # Servers index what they get after they have said that they got it.
@@ -107,7 +105,7 @@ def _is_object(path: Path) -> bool:
 
 def _instance_of(path: Path) -> Instance:
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = read_dicom(path)
         uids = [str(header.get(word) or "") for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
     except PARSE_ERRORS:
         raise InputError(f"{path.name} is damaged: its DICOM header cannot be read.") from None

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 from training_scenes import TINY, TINY_SIZE
 
-from SAM2AssistLib.engine.architecture import ARCHITECTURES
+from SAM2AssistLib.engine.architecture import ARCHITECTURES, build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.training import adapter_run
 from SAM2AssistLib.training.adapter_run import Result, finetune_adapter
@@ -64,11 +64,17 @@ def a_recipe(**changes) -> FineTuneRecipe:
     return replace(settings, **changes)
 
 
-def finetune_tiny(data: Path, out: Path, recipe: FineTuneRecipe, dropout: float = 0.1, **others) -> Result:
+def finetune_tiny(
+    data: Path, out: Path, recipe: FineTuneRecipe, dropout: float = 0.1, untrained_base: bool = True, **others
+) -> Result:
     """Fine-tune the tiny network, whose weights are random but always the same."""
     torch.manual_seed(0)
-    with mock.patch.dict(ARCHITECTURES, {"tiny": replace(TINY, memory_dropout=dropout)}):
-        return finetune_adapter(data, out, SPEC, recipe, torch.device("cpu"), untrained_base=True, **others)
+    with (
+        mock.patch.dict(ARCHITECTURES, {"tiny": replace(TINY, memory_dropout=dropout)}),
+        # There are no weights of it to be loaded.
+        mock.patch.object(adapter_run, "load_base", lambda spec: build_sam2(spec.architecture, spec.image_size)),
+    ):
+        return finetune_adapter(data, out, SPEC, recipe, torch.device("cpu"), untrained_base=untrained_base, **others)
 
 
 def main() -> None:

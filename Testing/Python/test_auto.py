@@ -124,6 +124,20 @@ def test_leaving_it_half_way_leaves_one_step_of_undo(a_quick_session, a_prompter
     assert a_quick_session.segments == ()
 
 
+def test_one_undo_leaves_the_propagation_that_was_going_on_before(a_quick_session, a_prompter_of_balls):
+    own = a_quick_session.add_segment("my own")
+    a_quick_session.add_mask(own, 5, np.pad(np.ones((20, 20), bool), 22))
+    steps = a_quick_session.propagate()
+    for _ in range(4):
+        next(steps)
+    run(a_quick_session, adapter=a_prompter_of_balls)
+    after = a_quick_session.mask(own)
+    assert after.any(axis=(1, 2)).sum() > 1
+    assert a_quick_session.undo() == "Auto-Segment"
+    np.testing.assert_array_equal(a_quick_session.mask(own), after)
+    assert a_quick_session.undo() == "propagate"
+
+
 def test_progress_grows_within_a_stage(a_quick_session, a_prompter_of_balls):
     steps = run(a_quick_session, adapter=a_prompter_of_balls)
     for before, after in zip(steps, steps[1:], strict=False):

@@ -54,6 +54,13 @@ def test_a_run_of_few_epochs_leaves_nothing_out():
     assert len(a_pruner(epochs=3).plan(0)) == 100
 
 
+@pytest.mark.parametrize("epochs", range(4, 10))
+def test_the_last_epoch_sees_everything_however_few_there_are(epochs):
+    pruner = a_pruner(epochs=epochs)
+    assert pruner.size(0) == 50
+    assert len(pruner.plan(epochs - 1)) == 100
+
+
 def test_the_last_part_sees_everything_with_weight_one():
     plan = scored(a_pruner()).plan(15)
     assert sorted(item.sample for item in plan) == list(range(100))

@@ -186,6 +186,28 @@ def test_peers_and_supports_that_make_no_sense_are_refused(capfd, data, out, eng
     assert "1 cases to support one and 2 are wanted" in refused(capfd, data, out, "support", *only)
 
 
+def test_a_protocol_whose_organs_nobody_asks_for_or_names_is_refused(capfd, data, out):
+    without = ("--predictions", data / "labels")
+    sentence = refused(capfd, data, out, "synapse8", "--structure", "ball", *without)
+    assert "synapse8 scores none of the structures asked for (ball); choose from spleen, kidney_right" in sentence
+    sentence = refused(capfd, data, out, "flare22", *without)
+    assert "data name no organ that flare22 scores (liver, kidney_right" in sentence
+    assert "check the names in labels.json" in sentence
+    assert not out.exists()
+
+
+def test_organs_of_a_protocol_that_the_data_do_not_name_are_told(capfd, data, out):
+    (data / "labels.json").write_text(json.dumps({"liver": 2, "spleen": 5}))
+    outcome = measured(capfd, data, out, "synapse8", "--predictions", data / "labels", "--json")
+    absent = ["kidney_right", "kidney_left", "gallbladder", "stomach", "aorta", "pancreas"]
+    assert json.loads(outcome.out)["not_named"] == absent
+    told = f"The data do not name {', '.join(absent[:-1])} and {absent[-1]}"
+    assert told in (out / "report.md").read_text()
+    assert told in outcome.err.replace("\n", " ")
+    outcome = measured(capfd, data, out / "named", "synapse8", "--structure", "liver", "--predictions", data / "labels")
+    assert "do not name" not in outcome.err + (out / "named" / "report.md").read_text()
+
+
 def test_a_missing_result_and_a_missing_folder_of_results_are_refused_by_name(capfd, data, out, tmp_path):
     assert "no folder of results" in refused(capfd, data, out, "auto", "--predictions", tmp_path / "nowhere")
     (tmp_path / "results").mkdir()

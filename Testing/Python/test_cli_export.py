@@ -10,6 +10,7 @@ import pytest
 from command_line import GRID, SHAPE_KJI, balls, box_prompts, run, sentence_of, two_segments, write_ct, write_prompts
 from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, affine, ct_values, write_dicom_series
 from dicom_scenes import apart, complaints
+from pydicom.uid import generate_uid
 
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
@@ -78,7 +79,7 @@ def test_what_lies_outside_of_the_series_is_told(place, capfd):
     write_segmentation(place / "long.seg.nrrd", [NamedMask("liver", mask)], longer)
     outcome = run(capfd, "export", place / "long.seg.nrrd", "--dicom", place / "ct", "-o", place / "a.dcm")
     assert outcome.code == 0
-    assert "ml of 'liver' lie outside of the series" in outcome.err
+    assert "ml of 'liver' lie outside of the CT" in outcome.err
 
 
 # ------------------------------------------------------------------------------------------------- segment to DICOM
@@ -185,6 +186,18 @@ def test_the_segmentation_is_not_written_over(place, capfd):
     assert "would be lost" in export_sentence(capfd, place, segmentation="a.dcm")
 
 
+def test_no_image_of_another_series_in_the_folder_is_written_over(place, capfd):
+    scout = place / "ct" / "scout.dcm"
+    header = pydicom.dcmread(next((place / "ct").glob("*.dcm")))
+    header.SeriesInstanceUID, header.SOPInstanceUID = generate_uid(), generate_uid()
+    header.save_as(scout)
+    before = scout.read_bytes()
+    options = ["--dicom", place / "ct", "--series", "1", "-o", scout]
+    outcome = run(capfd, "export", place / "made.seg.nrrd", *options)
+    assert "scout.dcm is a DICOM image and would be lost" in outcome.err
+    assert scout.read_bytes() == before
+
+
 def test_overlaps_in_a_label_map_are_refused(place, capfd):
     masks = [NamedMask("a", apart(SHAPE_KJI)[0].mask), NamedMask("b", apart(SHAPE_KJI)[0].mask)]
     write_segmentation(place / "over.seg.nrrd", masks, CTVolume.read(place / "ct"))
@@ -194,4 +207,4 @@ def test_overlaps_in_a_label_map_are_refused(place, capfd):
 def test_a_segmentation_of_another_place_in_the_patient_is_refused(place, capfd):
     far = CTVolume(ct_values(SHAPE_KJI), affine(origin_lps=(4000, 0, 0)))
     write_segmentation(place / "far.seg.nrrd", apart(SHAPE_KJI), far)
-    assert "no voxel within the series" in export_sentence(capfd, place, segmentation="far.seg.nrrd")
+    assert "no voxel within" in export_sentence(capfd, place, segmentation="far.seg.nrrd")

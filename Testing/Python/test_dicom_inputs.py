@@ -10,7 +10,10 @@ import pydicom
 import pytest
 from ct_files import PATIENT_ID, changed, ct_values, write_dicom_series
 from dicom_scenes import AXIAL, OBLIQUE, SHAPE_KJI, a_series, apart, liver_and_tumor
+from dicom_server import busy_at_first, storage
+from pydicom.filebase import DicomBytesIO
 from pydicom.fileset import FileSet
+from pydicom.filewriter import write_dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from SAM2AssistLib.errors import InputError
@@ -18,6 +21,9 @@ from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.dicom_series import list_series
 from SAM2AssistLib.io.rtstruct import read_rtstruct, write_rtstruct
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+from SAM2AssistLib.transfer.dicomweb import DicomWebArchive
+from SAM2AssistLib.transfer.dimse import DimseArchive, Peer
+from SAM2AssistLib.transfer.moving import push
 from SAM2AssistLib.volume import CTVolume
 
 
@@ -100,6 +106,99 @@ def test_frames_without_a_place_are_refused(tmp_path):
     dataset.save_as(path)
     with pytest.raises(InputError, match="does not say where its frames lie"):
         CTVolume.read(path.parent)
+
+
+def without_shared_groups(path, *, is_empty):
+    """Move what the frames of an enhanced image share into each frame, and leave the shared sequence empty or out."""
+    dataset = pydicom.dcmread(path)
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        for element in dataset.SharedFunctionalGroupsSequence[0]:
+            frame.setdefault(element.tag, element)
+    del dataset.SharedFunctionalGroupsSequence
+    if is_empty:
+        dataset.SharedFunctionalGroupsSequence = []
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize("is_empty", [False, True], ids=["absent", "empty"])
+def test_results_are_written_for_an_enhanced_image_whose_frames_share_nothing(tmp_path, is_empty):
+    path = an_enhanced_image(tmp_path / "enhanced", a_series(tmp_path / "ct"))
+    without_shared_groups(path, is_empty=is_empty)
+    volume = CTVolume.read(path)
+    write_dicom_seg(tmp_path / "a.dcm", liver_and_tumor(), volume)
+    write_rtstruct(tmp_path / "b.dcm", liver_and_tumor(), volume)
+    segments = masks_on_grid_of(volume, *read_segmentation(tmp_path / "a.dcm", volume))
+    for masks in (segments, read_rtstruct(tmp_path / "b.dcm", volume)):
+        for found, expected in zip(masks, liver_and_tumor(), strict=True):
+            np.testing.assert_array_equal(found.mask, expected.mask)
+
+
+# --------------------------------------------------------------------------------------------------- without preamble
+
+
+def without_preamble(path):
+    """Leave out the first 132 bytes, as old archives do."""
+    path.write_bytes(path.read_bytes()[132:])
+
+
+def without_meta(path):
+    """Leave out the preamble and the file meta information: only the data set as it goes over the network."""
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = True, True
+    write_dataset(buffer, pydicom.dcmread(path))
+    path.write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("strip", [without_preamble, without_meta])
+def test_results_refer_to_images_whose_files_have_no_preamble(tmp_path, strip):
+    volume = a_series(tmp_path / "ct")
+    uids = {pydicom.dcmread(path).SOPInstanceUID for path in volume.dicom_files}
+    for path in volume.dicom_files:
+        strip(path)
+    write_dicom_seg(tmp_path / "a.dcm", apart(), volume)
+    write_rtstruct(tmp_path / "b.dcm", apart(), volume)
+    (series,) = pydicom.dcmread(tmp_path / "a.dcm").ReferencedSeriesSequence
+    assert {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence} == uids
+
+
+def test_images_without_preamble_and_meta_information_are_read(tmp_path):
+    volume = a_series(tmp_path / "ct")
+    for path in volume.dicom_files:
+        without_meta(path)
+    assert_same_volume(CTVolume.read(tmp_path / "ct"), volume)
+
+
+class Kept:
+    """An archive that keeps the identity of what it is sent."""
+
+    name = "kept:104"
+
+    def __init__(self):
+        self.asked = []
+
+    def store(self, files):
+        yield from files
+
+    def holds(self, instance):
+        self.asked.append(instance.sop_uid)
+        return True
+
+
+@pytest.mark.parametrize("strip", [without_preamble, without_meta])
+def test_files_without_a_preamble_are_sent(tmp_path, strip):
+    files = write_dicom_series(tmp_path / "ct", ct_values((3, 16, 16)))
+    uids = sorted(pydicom.dcmread(path).SOPInstanceUID for path in files)
+    for path in files:
+        strip(path)
+    archive = Kept()
+    list(push(archive, files))
+    assert sorted(archive.asked) == uids
+    with storage() as (port, received):
+        assert list(DimseArchive(Peer("localhost", port, "STORAGE")).store(files)) == files
+    assert sorted(received) == uids
+    with busy_at_first(0, 503) as (address, asked):
+        assert list(DicomWebArchive(address).store(files)) == files
+    assert asked == ["POST"] * len(files)
 
 
 # --------------------------------------------------------------------------------------------------------- compressed
@@ -205,6 +304,22 @@ def test_acquisitions_one_above_the_other_are_one_volume(tmp_path):
     for path in volume.dicom_files[:3]:
         changed(path, AcquisitionNumber=2)
     assert_same_volume(CTVolume.read(tmp_path / "ct"), volume)
+
+
+def test_an_image_stands_for_the_acquisition_that_it_is_in(tmp_path):
+    values = two_acquisitions(tmp_path / "ct")
+    found = CTVolume.read(tmp_path / "ct" / "a2_003.dcm")
+    np.testing.assert_array_equal(found.array, values + 20)
+
+
+@pytest.mark.parametrize("uid", ["", None], ids=["empty", "absent"])
+def test_an_image_stands_for_its_series_where_an_anonymizer_took_its_uid(tmp_path, uid):
+    values = ct_values(SHAPE_KJI)
+    files = write_dicom_series(tmp_path / "ct", values, AXIAL, prefix="anonymous")
+    for path in files:
+        changed(path, SeriesInstanceUID=uid)
+    write_dicom_series(tmp_path / "ct", values[:4] + 10, AXIAL, prefix="other")
+    np.testing.assert_array_equal(CTVolume.read(files[2]).array, values)
 
 
 def test_series_are_chosen_by_their_numbers(tmp_path):

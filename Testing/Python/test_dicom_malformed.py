@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pydicom
@@ -198,7 +199,7 @@ def test_a_segmentation_that_refers_to_images_that_are_not_there_loses_nothing_u
     a_slice(place, 0).unlink()
     outcome = run(capfd, "export", place / "seg.dcm", "--dicom", place / "ct", "-o", place / "out.dcm")
     assert outcome.code == 0
-    assert "lie outside of the series and are left out" in outcome.err
+    assert "lie outside of the CT and are left out" in outcome.err
 
 
 def test_a_result_that_cannot_be_made_leaves_the_one_before(place, capfd):
@@ -215,3 +216,36 @@ def test_odd_but_harmless_headers_are_read(place, capfd):
     assert outcome.code == 0, outcome
     found = pydicom.dcmread(place / "out.dcm")
     assert found.NumberOfFrames == sum(int(np.any(named.mask, axis=(1, 2)).sum()) for named in apart())
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "00000000"),
+        ("PatientBirthDate", "unknown"),
+        ("PatientSex", "U"),
+        ("PatientSex", "X"),
+        ("StudyTime", "25:00"),
+        ("StudyDate", "20201399"),
+    ],
+)
+def test_a_value_that_an_anonymizer_made_impossible_is_left_empty_and_told(place, keyword, value):
+    all_slices(place, **{keyword: value})
+    volume = CTVolume.read(place / "ct")
+    for write in (write_dicom_seg, write_rtstruct):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            notes = write(place / "out.dcm", apart(), volume)
+        assert not pydicom.dcmread(place / "out.dcm")[keyword].value
+        assert any(f"no valid {keyword}" in note for note in notes)
+        assert not any(value in note for note in notes)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_valid_values_are_kept_and_not_told(place):
+    all_slices(place, PatientSex="F", StudyTime="120000.123", StudyDate="2020.01.31")
+    notes = write_dicom_seg(place / "out.dcm", apart(), CTVolume.read(place / "ct"))
+    found = pydicom.dcmread(place / "out.dcm")
+    assert (found.PatientSex, found.PatientBirthDate, found.StudyTime) == ("F", BIRTH_DATE, "120000.123")
+    assert not any("valid" in note for note in notes)

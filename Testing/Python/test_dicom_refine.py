@@ -13,6 +13,7 @@ from ct_files import affine, changed, write_dicom_series
 from dicom_scenes import box_mask
 from pydicom.uid import generate_uid
 
+from SAM2AssistLib.cli.refine import read_refined
 from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.rtstruct import write_rtstruct
@@ -103,12 +104,28 @@ def test_one_that_is_not_there_is_refused(place, capfd):
 def test_one_of_another_scan_is_refused(place, capfd):
     changed(place / "old.dcm", FrameOfReferenceUID=generate_uid())
     assert "another scan" in refusal(capfd, place, "old.dcm")
+    write_dicom_series(place / "other", balls(), GRID)
+    write_rtstruct(place / "contours.dcm", FINISHED, CTVolume.read(place / "other"))
+    assert "another scan" in refusal(capfd, place, "contours.dcm")
 
 
 def test_one_that_lies_elsewhere_is_refused(place, capfd):
     far = CTVolume(np.zeros(SHAPE_KJI, np.int16), affine((1.5, 1.5, 4.0), origin_lps=(5000.0, 0.0, 0.0)))
     write_segmentation(place / "far.seg.nrrd", FINISHED, far)
     assert "no voxel within" in refusal(capfd, place, "far.seg.nrrd")
+
+
+def test_what_lies_outside_of_the_ct_and_what_is_empty_is_told(place, capfd):
+    volume = CTVolume.read(place / "ct")
+    longer = CTVolume(np.zeros((2 * SHAPE_KJI[0], *SHAPE_KJI[1:]), np.int16), volume.ijk_to_lps)
+    mask = np.zeros(longer.shape_kji, bool)
+    mask[2:, 20:30, 20:30] = True
+    segments = [NamedMask("long", mask), NamedMask("none", np.zeros_like(mask))]
+    write_segmentation(place / "long.seg.nrrd", segments, longer)
+    told = read_refined(place / "long.seg.nrrd", volume)[1]
+    assert len(told) == 2
+    assert "ml of 'long' lie outside of the CT" in told[0]
+    assert told[1] == "'none' is empty and left out."
 
 
 def test_it_is_not_written_over(place, capfd):

@@ -9,10 +9,12 @@ from ct_files import affine
 from dicom_scenes import AXIAL, OBLIQUE, SHAPE_KJI, a_series, apart, complaints, liver_and_tumor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.uid import generate_uid
 from skimage.draw import polygon
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.algorithm import Algorithm
+from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.rtstruct import outlines, read_rtstruct, write_rtstruct
 from SAM2AssistLib.io.segmentation import read_segmentation
@@ -138,7 +140,142 @@ def test_points_of_reference_are_passed_over(a_structure_set):
     assert [named.name for named in read_rtstruct(path, volume)] == ["liver"]
 
 
+def test_a_name_that_had_to_be_changed_is_told_as_for_a_dicom_seg(tmp_path):
+    volume = a_series(tmp_path / "ct")
+    masks = [NamedMask(name, apart()[0].mask) for name in ("x" * 70, "left\\right", "liver")]
+    notes = write_rtstruct(tmp_path / "a.dcm", masks, volume)
+    assert len(notes) == 2
+    assert notes == write_dicom_seg(tmp_path / "b.dcm", masks, volume)
+
+
+# ----------------------------------------------------------------------------------------- contours of other slices
+
+FRAME = generate_uid()
+
+
+def a_scan(folder, count, step, offset=0.0, **tags):
+    """A series of slices `step` mm apart, of which the first lies at `offset` mm, all in one frame of reference."""
+    grid = affine((0.8, 0.8, step), origin_lps=(-5.0, 3.0, offset))
+    return a_series(folder, (count, 24, 20), grid, **{"FrameOfReferenceUID": FRAME, **tags})
+
+
+def growing(count, slices):
+    """A structure that is another one on each of these slices."""
+    mask = np.zeros((count, 24, 20), bool)
+    for k in slices:
+        mask[k, 3 : 6 + k % 15, 4:16] = True
+    return mask
+
+
+def read_with_notes(path, volume):
+    """The mask of the first structure, and the sentences."""
+    notes = []
+    return read_rtstruct(path, volume, notes)[0].mask, notes
+
+
+@pytest.mark.parametrize(
+    ("drawn_mm", "read_mm", "offset"),
+    [(1.0, 2.0, 0.0), (1.0, 1.5, 0.0), (4.0, 1.0, 0.0), (1.0, 2.0, 0.5), (2.0, 1.0, 0.3), (3.0, 2.0, 0.0)],
+)
+def test_contours_of_other_slices_are_brought_to_the_nearest_and_the_user_is_told(tmp_path, drawn_mm, read_mm, offset):
+    drawn, there = a_scan(tmp_path / "a", 12, drawn_mm), a_scan(tmp_path / "b", int(12 * drawn_mm), read_mm, offset)
+    mask = growing(12, range(2, 10))
+    write_rtstruct(tmp_path / "a.dcm", [NamedMask("liver", mask)], drawn)
+    found, notes = read_with_notes(tmp_path / "a.dcm", there)
+    expected = np.zeros_like(found)
+    for k in range(len(found)):
+        nearest = int(np.floor((k * read_mm + offset) / drawn_mm + 0.5 + 1e-6))
+        expected[k] = nearest < len(mask) and mask[nearest]
+    assert expected.any()
+    np.testing.assert_array_equal(found, expected)
+    (note,) = notes
+    assert "'liver'" in note
+    assert "other slices" in note
+
+
+def test_where_a_structure_of_other_slices_is_absent_it_stays_absent(tmp_path):
+    mask = growing(20, [2, 3, 4, 5, 12, 13, 14, 15])
+    write_rtstruct(tmp_path / "a.dcm", [NamedMask("lungs", mask)], a_scan(tmp_path / "a", 20, 1.0))
+    found, _ = read_with_notes(tmp_path / "a.dcm", a_scan(tmp_path / "b", 10, 2.0, 0.2))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [1, 2, 6, 7]
+
+
+def test_holes_of_contours_of_other_slices_are_kept(tmp_path):
+    whole, hole = (NamedMask(name, np.zeros((12, 24, 20), bool)) for name in ("liver", "hole"))
+    whole.mask[2:10, 3:20, 3:18] = hole.mask[2:10, 8:12, 7:11] = True
+    write_rtstruct(tmp_path / "a.dcm", [whole, hole], a_scan(tmp_path / "a", 12, 1.0))
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    outside, inside = dataset.ROIContourSequence
+    outside.ContourSequence.extend(inside.ContourSequence)
+    dataset.save_as(tmp_path / "a.dcm")
+    found, _ = read_with_notes(tmp_path / "a.dcm", a_scan(tmp_path / "b", 6, 2.0))
+    np.testing.assert_array_equal(found, (whole.mask & ~hole.mask)[::2])
+
+
+def test_a_structure_with_contours_in_one_plane_between_slices_is_not_lost(tmp_path):
+    write_rtstruct(tmp_path / "a.dcm", [NamedMask("node", growing(12, [5]))], a_scan(tmp_path / "a", 12, 1.0))
+    found, notes = read_with_notes(tmp_path / "a.dcm", a_scan(tmp_path / "b", 6, 2.0, 0.5))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [2]
+    assert notes
+
+
+def test_a_structure_in_one_plane_is_as_thick_as_the_slices_of_the_others(tmp_path):
+    masks = [NamedMask("node", growing(6, [3])), NamedMask("liver", growing(6, range(1, 5)))]
+    write_rtstruct(tmp_path / "a.dcm", masks, a_scan(tmp_path / "a", 6, 4.0))
+    found, _ = read_with_notes(tmp_path / "a.dcm", a_scan(tmp_path / "b", 24, 1.0))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == [10, 11, 12, 13]
+
+
+def test_contours_in_a_few_slices_of_their_own_series_stay_in_these(tmp_path):
+    volume = a_scan(tmp_path / "a", 12, 2.0)
+    mask = growing(12, [1, 4, 7, 10])
+    write_rtstruct(tmp_path / "a.dcm", [NamedMask("lesions", mask)], volume)
+    found, notes = read_with_notes(tmp_path / "a.dcm", volume)
+    np.testing.assert_array_equal(found, mask)
+    assert notes == []
+
+
+@pytest.mark.parametrize("beside", [[], [1, 2, 3, 4]], ids=["alone", "beside whole ones"])
+def test_contours_in_a_few_slices_of_a_copy_of_their_series_stay_in_these(tmp_path, beside):
+    masks = [NamedMask("lesions", growing(12, [1, 8])), NamedMask("liver", growing(12, beside))]
+    write_rtstruct(tmp_path / "a.dcm", masks, a_scan(tmp_path / "a", 12, 2.0))
+    found, notes = read_with_notes(tmp_path / "a.dcm", a_scan(tmp_path / "b", 12, 2.0))
+    np.testing.assert_array_equal(found, masks[0].mask)
+    assert notes == []
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
+
+
+def without_roi_frames(dataset):
+    """Leave the frame of reference where it stands for the whole structure set alone."""
+    for item in dataset.StructureSetROISequence:
+        del item.ReferencedFrameOfReferenceUID
+
+
+def without_any_frame(dataset):
+    """Say nothing of a frame of reference."""
+    without_roi_frames(dataset)
+    del dataset.ReferencedFrameOfReferenceSequence, dataset.FrameOfReferenceUID
+
+
+def read_in_another_frame(tmp_path, edit):
+    """Open a structure set, edited, with a CT on the same grid in another frame of reference."""
+    write_rtstruct(tmp_path / "a.dcm", liver_and_tumor(), a_series(tmp_path / "ct"))
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    edit(dataset)
+    dataset.save_as(tmp_path / "a.dcm")
+    return read_segmentation(tmp_path / "a.dcm", a_series(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("edit", [lambda dataset: None, without_roi_frames], ids=["of regions", "of the set"])
+def test_one_of_another_frame_of_reference_is_refused(tmp_path, edit):
+    with pytest.raises(InputError, match="another scan"):
+        read_in_another_frame(tmp_path, edit)
+
+
+def test_one_that_tells_no_frame_of_reference_is_accepted(tmp_path):
+    assert_same(read_in_another_frame(tmp_path, without_any_frame)[0], liver_and_tumor())
 
 
 def test_without_its_ct_it_is_refused(a_structure_set):
@@ -161,6 +298,18 @@ def test_one_without_contours_is_refused(a_structure_set):
     del dataset.ROIContourSequence
     dataset.save_as(path)
     with pytest.raises(InputError, match="no closed contour"):
+        read_rtstruct(path, volume)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_one_with_a_coordinate_that_is_no_number_is_damaged(a_structure_set, number):
+    path, volume = a_structure_set
+    dataset = pydicom.dcmread(path)
+    contour = dataset.ROIContourSequence[0].ContourSequence[1]
+    text = [number, *map(str, list(contour.ContourData)[1:])]
+    contour["ContourData"] = pydicom.DataElement("ContourData", "DS", text, already_converted=True)
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="damaged"):
         read_rtstruct(path, volume)
 
 

@@ -155,6 +155,20 @@ def test_a_segment_on_a_single_slice_keeps_its_place(tmp_path):
     assert_same(read_on(volume, tmp_path / "a.dcm"), masks)
 
 
+@pytest.mark.parametrize(("slices", "thickness"), [([1, 8], "3"), ([1, 8], "2.9999"), ([1, 2, 4], "2"), ([1, 2], "8")])
+def test_a_segment_is_not_thickened_where_only_the_thickness_tells_the_slice_distance(tmp_path, slices, thickness):
+    volume = a_series(tmp_path / "ct", (10, 24, 20), AXIAL)
+    mask = np.zeros(volume.shape_kji, bool)
+    mask[slices, 4:9, 4:9] = True
+    write_dicom_seg(tmp_path / "a.dcm", [NamedMask("lesions", mask)], volume)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    del measures.SpacingBetweenSlices
+    measures.SliceThickness = thickness
+    dataset.save_as(tmp_path / "a.dcm")
+    assert_same(read_on(volume, tmp_path / "a.dcm"), [NamedMask("lesions", mask)])
+
+
 def test_by_the_ending_dcm_a_result_becomes_a_dicom_seg(tmp_path):
     volume = a_series(tmp_path / "ct")
     write_segmentation(tmp_path / "a.dcm", apart(), volume)

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from dicom_server import (
     self_signed,
     storage,
 )
+from pydicom.encaps import encapsulate
+from pydicom.uid import ImplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 
 from SAM2AssistLib.errors import InputError, TransferError
 from SAM2AssistLib.io.dicom_seg import write_dicom_seg
@@ -226,6 +229,63 @@ def test_a_connection_that_breaks_again_and_again_is_told(a_ct):
     with storage(breaks_at=range(3, 99)) as (port, received), pytest.raises(TransferError, match="broke 3 times"):
         list(DimseArchive(Peer("localhost", port, "STORAGE")).store(files))
     assert len(received) == 2
+
+
+@contextmanager
+def archive_without_transcoding(datasets, answer=0xFF00):
+    """An archive that gives images by C-GET only in the encoding that it keeps them in; also what was offered."""
+    from pynetdicom import AE, evt, sop_class
+
+    def get(event):
+        offered.extend(event.assoc.requestor.requested_contexts)
+        yield len(datasets)
+        for dataset in datasets:
+            yield answer, dataset
+
+    offered = []
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(sop_class.StudyRootQueryRetrieveInformationModelGet)
+    kept = [ImplicitVRLittleEndian, *{dataset.file_meta.TransferSyntaxUID for dataset in datasets}]
+    entity.add_supported_context(sop_class.CTImageStorage, kept, scu_role=True, scp_role=True)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_GET, get)])
+    try:
+        yield DimseArchive(Peer("127.0.0.1", server.server_address[1], "PACS")), offered
+    finally:
+        server.shutdown()
+
+
+def series_to_fetch(folder, syntax=None):
+    """The images of a folder, their encoding called by another name, and the series as an archive lists it."""
+    datasets = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+    for dataset in datasets:
+        if syntax is RLELossless:
+            dataset.compress(syntax, generate_instance_uid=False)
+        elif syntax is not None:
+            dataset.PixelData = encapsulate([b"not decoded on the way!!"])
+            dataset["PixelData"].is_undefined_length = True
+            dataset.file_meta.TransferSyntaxUID = syntax
+    first = datasets[0]
+    return datasets, RemoteSeries(first.StudyInstanceUID, first.SeriesInstanceUID, "1", "CT", "", len(datasets))
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLosslessSV1], ids=["RLE", "JPEG lossless"])
+def test_images_come_by_c_get_in_the_encoding_that_the_archive_keeps(a_ct, tmp_path, syntax):
+    datasets, series = series_to_fetch(a_ct[0], syntax)
+    with archive_without_transcoding(datasets) as (archive, offered):
+        list(pull(archive, series, tmp_path / "pulled"))
+    pulled = [pydicom.dcmread(path) for path in (tmp_path / "pulled").iterdir()]
+    assert {dataset.file_meta.TransferSyntaxUID for dataset in pulled} == {syntax}
+    assert {ds.SOPInstanceUID: ds.PixelData for ds in pulled} == {ds.SOPInstanceUID: ds.PixelData for ds in datasets}
+    assert len(offered) <= 128
+
+
+def test_a_failed_c_get_is_told_without_advice_about_c_move(a_ct, tmp_path):
+    datasets, series = series_to_fetch(a_ct[0])
+    serving = archive_without_transcoding(datasets, answer=0xA701)
+    refused = pytest.raises(TransferError, match=r"did not send the whole series .*0xA701")
+    with serving as (archive, _), refused as caught:
+        list(pull(archive, series, tmp_path / "pulled"))
+    assert "C-MOVE" not in str(caught.value)
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from auto_scenes import a_learned_head, a_prompter, balls
-from evaluation_data import a_trial, ball_labels, write_data
+from command_line import GRID
+from ct_files import write_image
+from evaluation_data import NAMES, a_trial, ball_labels, write_data
 
 pytest.importorskip("monai", reason="measuring needs MONAI")
 
@@ -21,7 +23,7 @@ from SAM2AssistLib.evaluation.measurements import Request
 from SAM2AssistLib.evaluation.methods import EngineMethod
 from SAM2AssistLib.evaluation.organs import SYNAPSE8
 from SAM2AssistLib.evaluation.running import Plan, measure
-from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, Source, SupportDraws
+from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, FromFiles, Source, SupportDraws
 from SAM2AssistLib.evaluation.store import CaseResults, Store
 from SAM2AssistLib.evaluation.summary import (
     area_under_steps,
@@ -212,6 +214,17 @@ def test_damaged_results_are_named(tmp_path):
         store.load("one")
 
 
+def test_a_damaged_mask_is_named_and_how_to_have_it_made_anew(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    store.save_mask("one", ("ball", 0), ball_labels() == 2)
+    (path,) = (tmp_path / "masks" / "one").glob("*.npz")
+    whole = path.read_bytes()
+    for content in (b"", b"x", whole[: len(whole) // 2], whole[:60] + bytes(40) + whole[100:]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{path.name} is damaged; delete it and .*one\.json"):
+            store.load_mask("one", ("ball", 0))
+
+
 def a_plan(method) -> Plan:
     return Plan((method,), tuple(users("cvpr25")), 1)
 
@@ -247,6 +260,54 @@ def test_results_of_labels_that_have_changed_since_are_not_taken_for_those_of_th
     sitk.WriteImage(image, str(label))
     with pytest.raises(InputError, match=f"results of one with another labels/{label.name}"):
         list(measure(cases, a_plan(Obedient(ball_labels() > 0)), Store(tmp_path / "out", SETTINGS, Trial)))
+
+
+def test_results_under_names_that_were_corrected_since_are_not_taken_for_those_of_the_new_ones(data, tmp_path):
+    def go_on():
+        list(measure(find_cases(data), a_plan(Obedient(ball_labels() > 0)), Store(tmp_path / "out", SETTINGS, Trial)))
+
+    go_on()
+    names = data / "labels.json"
+    names.write_text(json.dumps({"ball": 5, "little ball": 2}))
+    with pytest.raises(InputError, match="results of one with another set of names; choose another folder"):
+        go_on()
+    names.write_text(json.dumps({"little ball": 5, "ball": 2}))  # the same in another order
+    go_on()
+
+
+@pytest.mark.parametrize("place", ["labels.json", "one.labels.json", "one.nii.gz.labels.json"])
+def test_predictions_whose_names_were_corrected_are_not_taken_for_those_that_were_measured(data, tmp_path, place):
+    predictions = tmp_path / "results"
+    predictions.mkdir()
+    write_image(predictions / "one.nii.gz", ball_labels(), GRID)
+    names = predictions / place
+    names.write_text(json.dumps({"Ball": 2, "Little ball": 5}))
+    plan = OrganPlan(FromFiles(predictions), ("ball", "little ball"))
+
+    def measured(out):
+        store = Store(tmp_path / out, SETTINGS, OrganScore)
+        list(measure_organs(find_cases(data, only=["one"]), plan, store))
+        return [score.dsc for score in store.load("one").records]
+
+    assert measured("out") == [0.0, 0.0]
+    names.write_text(json.dumps(NAMES))
+    with pytest.raises(InputError, match=f"results of one with another results/{place}"):
+        measured("out")
+    assert measured("again") == [1.0, 1.0]
+
+
+def test_a_label_map_and_a_result_of_the_same_folder_name_are_both_held_to(data, tmp_path):
+    predictions = tmp_path / "labels"
+    predictions.mkdir()
+    (case,) = find_cases(data, only=["one"])
+    for path in (case.paths[1], predictions / "one.nii.gz"):
+        write_image(path, ball_labels(), GRID)
+    store = Store(tmp_path / "out", SETTINGS, OrganScore)
+    files = (*case.paths, predictions / "one.nii.gz")
+    store.hold_to("one", files, {})
+    write_image(case.paths[1], ball_labels() * 0, GRID)
+    with pytest.raises(InputError, match=r"another labels/one\.nii\.gz"):
+        store.hold_to("one", files, {})
 
 
 def test_an_adapter_is_known_by_its_heads_too(data, tmp_path):

@@ -332,12 +332,34 @@ def test_an_interrupted_run_with_other_settings_is_refused(a_folder, tmp_path):
         finetune_tiny(a_folder, tmp_path, a_recipe(learning_rate=2e-3))
 
 
+def test_an_interrupted_run_is_not_finished_on_another_base(a_folder, tmp_path):
+    an_interrupted_run(a_folder, tmp_path, a_recipe())
+    with pytest.raises(InputError, match="unfinished run with other settings"):
+        finetune_tiny(a_folder, tmp_path, a_recipe(), untrained_base=False)
+
+
 def test_a_damaged_checkpoint_is_refused_and_named(a_folder, tmp_path):
     an_interrupted_run(a_folder, tmp_path, a_recipe())
     path = tmp_path / "training" / CHECKPOINT
     for content in (b"", b"no checkpoint", path.read_bytes()[:-500]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"checkpoint\.pt is damaged; remove it"):
+            finetune_tiny(a_folder, tmp_path, a_recipe())
+
+
+def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused_as_damaged(a_folder, tmp_path):
+    an_interrupted_run(a_folder, tmp_path, a_recipe())
+    path = tmp_path / "training" / CHECKPOINT
+    whole = torch.load(path, weights_only=True)
+    (name, tensor), *rest = whole["weights"].items()
+    for changed in (
+        {"weights": dict(rest)},
+        {"weights": dict(rest) | {name: tensor.new_zeros(7, 5)}},
+        {"optimizer": {}},
+        {"pruner": {}},
+    ):
+        torch.save(whole | changed, path)
+        with pytest.raises(ModelError, match=r"checkpoint\.pt is damaged; remove it"):
             finetune_tiny(a_folder, tmp_path, a_recipe())
 
 

@@ -310,6 +310,19 @@ def test_the_last_command_stays_even_if_it_alone_exceeds_the_budget():
     assert [history.undo({}), history.undo({})] == ["1", None]
 
 
+def test_steps_that_are_joined_outlast_the_budget_together():
+    history = History(budget_bytes=1)
+    history.add(a_command(0))
+    with history.joined("all"):
+        for number in range(1, 4):
+            history.add(a_command(number))
+    assert len(history._done) == 3
+    assert [history.undo({}), history.undo({})] == ["all", None]
+    assert history.redo({}) == "all"
+    history.add(a_command(4))
+    assert [history.undo({}), history.undo({})] == ["4", None]
+
+
 def test_the_history_tells_the_oldest_mark_that_undo_comes_back_to():
     history = History(budget_bytes=1)
     assert (history.oldest, history.newest) == (0, 0)

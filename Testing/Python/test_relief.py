@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_features_kept_on_the_host_are_the_same_features(quick_engine, a_blob_vo
         assert plane.encoder.bytes_held == held
         plane.encoder.forget()
         assert not plane.encoder.holds(*key)
+
+
+def test_features_of_a_device_with_another_precision_are_used_in_that_of_this_one(quick_engine, a_blob_volume):
+    with quick_engine().open(a_blob_volume) as session:
+        segment = session.add_segment("blob")
+        click(session, segment, (5, 32, 20))
+        encoder = session._plane(0).encoder
+        halved = {key: features.on("cpu", torch.bfloat16) for key, features in encoder._cache.items()}
+        encoder._cache = OrderedDict(halved)
+        click(session, segment, (5, 34, 20))
+        assert list(session.propagate())
 
 
 @pytest.mark.parametrize(("size", "rows"), [(128, 32), (256, 32), (512, 8), (1024, 2)])
