@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, ImageHeader
+from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, ImageHeader, read_dicom
 from SAM2AssistLib.io._dicom_stack import Stack
 from SAM2AssistLib.io._image_checks import check_name, quiet_itk
 from SAM2AssistLib.io._image_grid import functional_group
@@ -73,7 +72,7 @@ def _decoded(path: Path) -> tuple[Dataset, NDArray[Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = pydicom.dcmread(path)
+            dataset = read_dicom(path, with_pixels=True)
             return dataset, dataset.pixel_array
         except (*PARSE_ERRORS, RuntimeError):
             raise InputError(

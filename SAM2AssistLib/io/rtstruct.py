@@ -169,7 +169,7 @@ def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = 
     is_thicker = spacing is not None and spacing > _NEIGHBOUR_GAPS and _is_another(series, volume)
     masks, moved = [], []
     for name, planes in named_planes:
-        if _are_on_slices(planes) and not (is_thicker and len(planes) > 1):
+        if _are_on_slices(planes) and not is_thicker:
             masks.append(NamedMask(name, _rasterised(planes, volume)))
         else:
             masks.append(NamedMask(name, _brought_to_slices(planes, spacing, volume)))

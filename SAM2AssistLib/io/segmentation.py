@@ -112,14 +112,19 @@ def check_can_refer(path: str | Path, volume: CTVolume) -> None:
     OutputError
         If the result would replace a DICOM image of the volume.
     InputError
-        If the path ends in .dcm and the volume names no DICOM files.
+        If the path ends in .dcm and the volume names no DICOM files, or such that nothing can refer to.
     """
     check_keeps_series(path, volume)
-    if ending_of(path) == DICOM_ENDING and not volume.dicom_files:
+    if ending_of(path) != DICOM_ENDING:
+        return
+    if not volume.dicom_files:
         raise InputError(
             f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is not one slice per "
             f"DICOM image; give the DICOM folder, or write to a {SEGMENTATION_ENDING} file."
         )
+    from SAM2AssistLib.io._dicom_sources import read_sources
+
+    read_sources(volume.dicom_files)
 
 
 def check_keeps_series(path: str | Path, volume: CTVolume) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from command_line import GRID, SHAPE_KJI, balls, box_prompts, run, sentence_of, two_segments, write_ct, write_prompts
-from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, affine, ct_values, write_dicom_series
+from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, affine, changed, ct_values, write_dicom_series
 from dicom_scenes import apart, complaints
 from pydicom.uid import generate_uid
 
@@ -96,6 +96,14 @@ def test_segment_writes_a_dicom_seg_with_its_prompts_inside_and_beside(place, ca
     assert len(beside["made_with"]["model_sha256"]) == 64
     parameters = pydicom.dcmread(place / "a.dcm").SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert beside["made_with"]["model_sha256"] in parameters.AlgorithmParameters
+
+
+def test_what_no_dicom_can_refer_to_is_told_before_anything_is_segmented(place, capfd, monkeypatch):
+    monkeypatch.setattr("SAM2AssistLib.engine.loading.load_engine", lambda *_, **__: pytest.fail("too late"))
+    image = next((place / "ct").glob("*.dcm"))
+    changed(image, PatientID="somebody else")
+    arguments = ["segment", place / "ct", "--prompts", place / "prompts.json"]
+    assert "several patients" in sentence_of(run(capfd, *arguments, "-o", place / "a.dcm"))
 
 
 def test_the_prompts_beside_a_result_make_it_again(place, capfd, engine):

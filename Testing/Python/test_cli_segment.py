@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -244,6 +245,19 @@ def test_the_installed_script_segments_and_keeps_stdout_for_json_and_control_cha
     assert json.loads(outcome.out)["segments"][0]["name"] == "ball"
     assert outcome.err.replace("\n", "").isprintable()
     assert set(written(place / "a.nrrd")) == {"ball"}
+
+
+def test_a_console_without_the_letters_of_a_name_is_no_reason_to_fail(
+    place: Path, capfd: pytest.CaptureFixture[str], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = {"frame": "IJK", "segments": [{"name": "肝臓", "points": [{"position": [32, 32, 4]}]}]}
+    prompts = write_prompts(place / "liver.json", request)
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    outcome = run(capfd, "segment", place / "ct.nii.gz", "--prompts", prompts, "-o", place / "liver.seg.nrrd")
+    assert outcome.code == 0, outcome
+    console.flush()
+    assert rb"\u809d\u81d3" in console.buffer.getvalue()
 
 
 def test_on_a_terminal_the_bar_goes_to_stderr_and_json_stays_alone_on_stdout(place: Path) -> None:
