@@ -50,8 +50,8 @@ def read_refined(path: Path, volume: CTVolume) -> tuple[list[NamedMask], list[st
     placed = [named for named in masks if named.mask.any()]
     if not placed:
         raise InputError(f"{path.name} has no voxel to refine; give a segmentation of this CT after --refine.")
-    told = " ".join(notes)
-    notes += [f"'{n.name}' is empty and left out." for n in masks if not n.mask.any() and f"'{n.name}'" not in told]
+    told, empty = " ".join(notes), [named.name for named in masks if not named.mask.any()]
+    notes += [f"'{name}' is empty and left out." for name in empty if f"of '{name}' lie" not in told]
     taken: dict[str, int] = {}
     renamed = []
     for named in placed:
