@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def attach_adapter(model: SAM2Base, folder: Path, spec: ModelSpec) -> SAM2Base:
         split_qkv(model)
     try:
         adapted = peft.PeftModel(model, config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, re.error) as error:  # peft takes any JSON for settings at first
         raise ModelError(
             f"The adapter in {folder} does not fit {spec.name} ({error}); make it again for it."
         ) from error

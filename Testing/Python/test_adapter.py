@@ -138,6 +138,14 @@ def test_without_peft_the_files_are_looked_at_first_and_then_it_is_said_how_to_g
         attach_adapter(a_base_model(), a_folder, MINI)
 
 
+@pytest.mark.parametrize("change", [{"target_modules": "(("}, {"rank_pattern": 3}, {"target_modules": ["nowhere"]}])
+def test_settings_that_make_no_adapter_are_refused(a_folder, change):
+    path = a_folder / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match="does not fit .* make it again"):
+        attach_adapter(a_base_model(), a_folder, MINI)
+
+
 @pytest.mark.parametrize("change", ["shape", "missing", "foreign"])
 def test_tensors_that_do_not_fit_are_refused(a_folder, change):
     from safetensors.torch import load_file, save_file
