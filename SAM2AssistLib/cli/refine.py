@@ -51,7 +51,7 @@ def read_refined(path: Path, volume: CTVolume) -> tuple[list[NamedMask], list[st
     if not placed:
         raise InputError(f"{path.name} has no voxel to refine; give a segmentation of this CT after --refine.")
     told, empty = " ".join(notes), [named.name for named in masks if not named.mask.any()]
-    notes += [f"'{name}' is empty and left out." for name in empty if f"of '{name}' lie" not in told]
+    notes += [f"'{name}' is empty and left out." for name in empty if f"of '{name}' " not in told]
     taken: dict[str, int] = {}
     renamed = []
     for named in placed:

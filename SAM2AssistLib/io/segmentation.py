@@ -313,7 +313,7 @@ def read_on_grid(path: str | Path, volume: CTVolume) -> tuple[list[NamedMask], l
     masks : list of NamedMask
         All segments, (k, j, i) as the volume; some may be empty there.
     notes : list of str
-        A sentence for each of which a part lay outside, and what else the user should know.
+        A sentence for each of which a part lay outside or is lost, and what else the user should know.
 
     Raises
     ------
@@ -333,6 +333,20 @@ def read_on_grid(path: str | Path, volume: CTVolume) -> tuple[list[NamedMask], l
     for named, before in zip(placed, masks, strict=True):
         before_ml = float(np.count_nonzero(before.mask)) * voxel_ml
         lost = before_ml - float(np.count_nonzero(named.mask)) * volume_ml
-        if lost > _LOST_PART * before_ml:
-            notes.append(f"{lost:.3g} of {before_ml:.3g} ml of '{named.name}' lie outside of the CT and are left out.")
+        if lost <= _LOST_PART * before_ml:
+            continue
+        outside_ml = _outside(before.mask, ijk_to_lps, volume) * voxel_ml
+        what = f"of {before_ml:.3g} ml of '{named.name}'"
+        if outside_ml > _LOST_PART * before_ml:
+            notes.append(f"{outside_ml:.3g} {what} lie outside of the CT and are left out.")
+        else:
+            notes.append(f"{lost:.3g} {what} are lost between the voxels of the CT, which are larger.")
     return placed, notes
+
+
+def _outside(mask: NDArray[np.bool_], ijk_to_lps: NDArray[np.float64], volume: CTVolume) -> int:
+    """Count the voxels of a mask (k, j, i) whose centres lie outside of a volume."""
+    points_lps = np.argwhere(mask)[:, ::-1] @ ijk_to_lps[:3, :3].T + ijk_to_lps[:3, 3]
+    index_ijk = volume.index_ijk_from_lps(points_lps)
+    inside = (index_ijk >= -0.5) & (index_ijk < np.array(volume.shape_kji[::-1]) - 0.5)
+    return len(points_lps) - int(np.count_nonzero(inside.all(axis=1)))

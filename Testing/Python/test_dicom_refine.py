@@ -128,5 +128,18 @@ def test_what_lies_outside_of_the_ct_and_what_is_empty_is_told(place, capfd):
     assert told[1] == "'none' is empty and left out."
 
 
+def test_what_is_lost_between_larger_voxels_is_not_said_to_lie_outside(place):
+    volume = CTVolume.read(place / "ct")
+    finer = volume.ijk_to_lps @ np.diag([0.25, 0.25, 1.0, 1.0])
+    mask = np.zeros((SHAPE_KJI[0], 4 * SHAPE_KJI[1], 4 * SHAPE_KJI[2]), bool)
+    mask[:, 40:120, 41:43] = True
+    mask[0, 0:8, 0:8] = True
+    write_segmentation(
+        place / "fine.seg.nrrd", [NamedMask("vessel", mask)], CTVolume(np.zeros(mask.shape, np.int16), finer)
+    )
+    (told,) = read_refined(place / "fine.seg.nrrd", volume)[1]
+    assert "of 'vessel' are lost between the voxels of the CT" in told
+
+
 def test_it_is_not_written_over(place, capfd):
     assert "would be lost" in refusal(capfd, place, "old.dcm", output="old.dcm")
