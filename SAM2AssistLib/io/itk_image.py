@@ -43,7 +43,10 @@ def read_label_image(path: Path) -> sitk.Image:
     if not path.is_file():
         raise InputError(f"The segmentation {path} is not there; check the path.")
     check_name(path)
-    check_complete(path)
+    try:
+        check_complete(path)
+    except InputError as error:  # whose sentence has the name alone, which an image often shares
+        raise InputError(f"The segmentation {path} cannot be read: {error}") from error
     try:
         with quiet_itk():
             image = sitk.ReadImage(str(path))
