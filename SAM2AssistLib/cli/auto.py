@@ -27,7 +27,7 @@ from SAM2AssistLib.cli.results import (
 from SAM2AssistLib.cli.segment import check_keeps_inputs, check_model, check_preview_path, parse_window
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError
-from SAM2AssistLib.io.segmentation import check_can_refer, check_keeps_series, check_output_path
+from SAM2AssistLib.io.segmentation import check_before_segmenting, check_keeps_series, check_output_path
 from SAM2AssistLib.volume import CTVolume
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def auto(
     clock = Stopwatch()
     with working("Reading the image"):
         volume = CTVolume.read(image, series=series)
-        check_can_refer(output, volume)
+        check_before_segmenting(output, volume)
         read = [_support(*pair) for pair in pairs]
         for finished in read:
             check_keeps_series(output, finished.volume)

@@ -29,7 +29,7 @@ from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
 from SAM2AssistLib.io.atomic import check_place
-from SAM2AssistLib.io.segmentation import check_can_refer, check_output_path, written_files
+from SAM2AssistLib.io.segmentation import check_before_segmenting, check_output_path, written_files
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
@@ -79,7 +79,7 @@ def segment(
         volume = CTVolume.read(image, series=series)
         refined, lost = ([], []) if refine is None else read_refined(refine, volume)
         requests = read_prompt_file(prompt_file, volume, finished=[named.name for named in refined])
-        check_can_refer(output, volume)
+        check_before_segmenting(output, volume)
     tell([*volume.warnings, *lost])
     clock.lap("read")
     with working(f"Loading {model}"):

@@ -101,12 +101,6 @@ class SliceEncoder:
         self._fill = max(AIR_HU, float(volume.array.min()))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Features are kept in half the size where that is how they are computed; elsewhere as they are."""
-        device = self.model.device
-        return torch.bfloat16 if device.type == "cuda" and computes_in_bfloat16(device) else torch.float32
-
-    @property
     def positions(self) -> Tensor:
         """Position encoding of the coarsest level, (C, S/16, S/16); the same for every slice."""
         if self._positions is None or self._positions.device != self.model.device:
@@ -134,7 +128,8 @@ class SliceEncoder:
         self._make_room_beside()
         # The network may be elsewhere by now: a volume beside this one can have sent it to the CPU for want of memory,
         # which computes in another precision.
-        device, dtype = self.model.device, self.dtype
+        device = self.model.device
+        dtype = _dtype_on(device)
         return [held[key].on(device, dtype) for key in keys]
 
     def keep_on_host(self) -> None:
@@ -164,7 +159,7 @@ class SliceEncoder:
         values = 4 * model.hidden_dim * (model.image_size // model.backbone_stride) ** 2  # plain, middle and twice fine
         if self.refiner is not None:
             values += EDGE_CHANNELS * (model.image_size // 4) ** 2
-        return min(self.most_slices, self.budget_bytes // (values * self.dtype.itemsize))
+        return min(self.most_slices, self.budget_bytes // (values * _dtype_on(model.device).itemsize))
 
     def holds(self, index: int, view: View) -> bool:
         """Tell whether a slice need not be encoded again."""
@@ -172,7 +167,8 @@ class SliceEncoder:
 
     @torch.inference_mode()
     def _encode(self, keys: list[tuple[int, View]]) -> dict[tuple[int, View], SliceFeatures]:
-        device, dtype = self.model.device, self.dtype
+        device = self.model.device
+        dtype = _dtype_on(device)
         hu = torch.stack([self._shown(k, view) for k, view in keys])
         images = to_channels(hu.to(device), self.window.level, self.window.width, self.channels)
         with inference_precision(device):
@@ -226,6 +222,11 @@ class SliceEncoder:
 
 
 _ENCODERS: weakref.WeakSet[SliceEncoder] = weakref.WeakSet()
+
+
+def _dtype_on(device: torch.device) -> torch.dtype:
+    """Features are kept in half the size where that is how they are computed; elsewhere as they are."""
+    return torch.bfloat16 if device.type == "cuda" and computes_in_bfloat16(device) else torch.float32
 
 
 def _trim_heap() -> None:

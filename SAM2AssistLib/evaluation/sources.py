@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
-from SAM2AssistLib.io.label_map import SHARED_NAMES, own_names_path_of
+from SAM2AssistLib.io.label_map import names_file_of
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class FromFiles(Source):
     def files(self, case: str) -> Sequence[Path]:
         """The file of a case, and the one that its names are in, if there is one."""
         path = self._file(case)
-        return (path, *names_files_of(path))
+        names = names_file_of(path)
+        return (path,) if names is None else (path, names)
 
     def _file(self, case: str) -> Path:
         path = next((p for e in ENDINGS if (p := self.folder / (case + e)).is_file()), None)
@@ -88,13 +89,6 @@ class FromFiles(Source):
         path = self._file(case.name)
         found, ijk_to_lps = read_segmentation(path, case.volume)
         return {named.name: named.mask for named in masks_on_grid_of(case.volume, found, ijk_to_lps)}
-
-
-def names_files_of(path: Path) -> tuple[Path, ...]:
-    """Find the file that a label map gets its names from, as `io.label_map` does; none if there is none."""
-    folder = path.resolve().parent
-    shared = [folder / SHARED_NAMES, *([folder.parent / SHARED_NAMES] if folder.name == "labels" else [])]
-    return tuple(file for file in (own_names_path_of(path), *shared) if file.is_file())[:1]
 
 
 class FromBoxes(Source):

@@ -131,7 +131,7 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def read_dicom(path: Path, *, with_pixels: bool = False) -> FileDataset:
-    """Read a DICOM file, with or without the preamble; the one way in which all of this program takes the same files.
+    """Read a DICOM file, with or without the preamble; so are images read wherever one is needed whole.
 
     What a file without preamble or file meta information lacks is added, so that it can be sent and stored.
 

@@ -27,6 +27,15 @@ def label_of(name: str) -> str:
     return name.replace("\\", "/").strip()[:_LABEL_LENGTH] or "segment"
 
 
+def notes_on_labels(masks: Sequence[NamedMask]) -> list[str]:
+    """Tell which names are not what they were; a sentence each."""
+    return [
+        f"'{named.name}' is longer or has other characters than a DICOM label may; it is '{label_of(named.name)}'."
+        for named in masks
+        if label_of(named.name) != named.name
+    ]
+
+
 def describe(masks: Sequence[NamedMask], algorithm: Algorithm) -> list[SegmentDescription]:
     """Describe segments, numbered from 1.
 

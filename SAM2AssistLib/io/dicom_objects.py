@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._dicom_headers import is_dicom_file
 from SAM2AssistLib.io.atomic import ending_of
-from SAM2AssistLib.io.dicom_seg_reader import SEGMENTATION_CLASSES, DicomSeg, damage_told, read_dicom_seg
+from SAM2AssistLib.io.dicom_seg_reader import SEGMENTATION_CLASSES, DicomSeg, damage_told, image_header, read_dicom_seg
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct
 
@@ -61,7 +61,7 @@ def read_dicom_segments(
         if volume.dicom_files:
             with damage_told(path):
                 frames = _frames_of_reference(header)
-            _check_frame(path.name, frames, _image_header(volume))
+            _check_frame(path.name, frames, image_header(volume))
         return read_rtstruct(path, volume, notes), volume.ijk_to_lps
     if sop_class not in SEGMENTATION_CLASSES:
         raise InputError(f"{path.name} is a DICOM object but neither a DICOM-SEG nor an RTSTRUCT; give one of these.")
@@ -87,7 +87,7 @@ def check_belongs(name: str, found: DicomSeg, volume: CTVolume) -> None:
     InputError
         If its frame of reference is not that of the volume, or where this is not told, its series is another one.
     """
-    header = _image_header(volume)
+    header = image_header(volume)
     told = [found.frame_of_reference_uid] if found.frame_of_reference_uid else []
     _check_frame(name, told, header)
     if not (told and header.get("FrameOfReferenceUID")) and found.series_uid not in (
@@ -121,15 +121,6 @@ def _frames_of_reference(header: Dataset) -> set[str]:
     if not told and len(whole) == 1:
         told = {str(whole[0].get("FrameOfReferenceUID") or "")} - {""}
     return told
-
-
-def _image_header(volume: CTVolume) -> Dataset:
-    """Frame of reference and series of a volume that was read from DICOM files."""
-    image = volume.dicom_files[0]
-    with damage_told(image):
-        # By force, because the images of a volume may lack the preamble.
-        tags = ["FrameOfReferenceUID", "SeriesInstanceUID"]
-        return pydicom.dcmread(image, stop_before_pixels=True, force=True, specific_tags=tags)
 
 
 def _header_of(path: Path) -> Dataset:

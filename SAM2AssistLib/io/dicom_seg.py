@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_segments import describe, label_of
+from SAM2AssistLib.io._dicom_segments import describe, notes_on_labels
 from SAM2AssistLib.io._dicom_sources import SourceSeries, read_sources, same_grid
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.atomic import atomic_path, check_place
@@ -123,12 +123,7 @@ def make_dicom_seg(
     check_highdicom()
     _check_content(masks, volume)
     sources = read_sources(source_files or volume.dicom_files)
-    notes = [*sources.notes]
-    notes += [
-        f"'{named.name}' is longer or has other characters than a DICOM label may; it is '{label_of(named.name)}'."
-        for named in masks
-        if label_of(named.name) != named.name
-    ]
+    notes = [*sources.notes, *notes_on_labels(masks)]
     arrays, placing = _placed([named.mask for named in masks], volume, sources)
     if placing:
         notes.append("The masks are on another grid than the source images, so that frames refer to none of them.")

@@ -25,7 +25,7 @@ from SAM2AssistLib.io._dicom_segments import name_of, terminology_in
 from SAM2AssistLib.io._image_grid import ImageGrid, frame_grids, functional_group
 from SAM2AssistLib.io.dicom_seg import PRIVATE_CREATOR, PRIVATE_GROUP, PROMPTS_ELEMENT
 from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.volume import MAX_SHEAR_COSINE
+from SAM2AssistLib.volume import MAX_SHEAR_COSINE, CTVolume
 
 SEGMENTATION_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 """Segmentation Storage and Label Map Segmentation Storage (PS3.4 B.5)."""
@@ -135,6 +135,15 @@ def damage_told(path: Path) -> Iterator[None]:
             yield
         except PARSE_ERRORS:
             raise InputError(f"{path.name} is damaged, truncated or no DICOM file; copy it again.") from None
+
+
+def image_header(volume: CTVolume) -> Dataset:
+    """Read frame of reference and series of a volume that was read from DICOM files, from its first image."""
+    image = volume.dicom_files[0]
+    with damage_told(image):
+        # By force, because the images of a volume may lack the preamble.
+        tags = ["FrameOfReferenceUID", "SeriesInstanceUID"]
+        return pydicom.dcmread(image, stop_before_pixels=True, force=True, specific_tags=tags)
 
 
 def _descriptions(path: Path, dataset: Dataset) -> dict[int, Dataset]:

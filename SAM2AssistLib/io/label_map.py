@@ -49,6 +49,13 @@ def own_names_path_of(path: str | Path) -> Path:
     return whole if whole.is_file() else names_path_of(path)
 
 
+def names_file_of(path: Path) -> Path | None:
+    """The file that the names of a label map are read from, its own or a shared one; None if there is none."""
+    folder = path.resolve().parent
+    shared = [folder / SHARED_NAMES, *([folder.parent / SHARED_NAMES] if folder.name == "labels" else [])]
+    return next((file for file in (own_names_path_of(path), *shared) if file.is_file()), None)
+
+
 def _names_path_for(path: Path, values: Mapping[str, int]) -> Path:
     """Where to write names so that no other label map gets them."""
     found = own_names_path_of(path)
@@ -163,8 +170,8 @@ def segments_of_label_image(image: sitk.Image, path: Path) -> tuple[list[NamedMa
     labels = sitk.GetArrayViewFromImage(image)
     if labels.ndim != 3:
         raise InputError(f"The image {path} has several values per voxel, so it is no label map.")
-    own = own_names_path_of(path)
-    names = read_names(own) if own.is_file() else _shared_names(path)
+    file = names_file_of(path)
+    names = {} if file is None else read_names(file)
     values = np.unique(labels)
     if values[0] < 0 or len(values) > MOST_LABELS:
         raise InputError(
@@ -172,7 +179,7 @@ def segments_of_label_image(image: sitk.Image, path: Path) -> tuple[list[NamedMa
             "map; give a segmentation."
         )
     wanted = {int(value) for value in values} - {0}
-    if own.is_file():
+    if file == own_names_path_of(path):
         wanted |= set(names)
     return [NamedMask(names.get(value, f"label_{value}"), labels == value) for value in sorted(wanted)], ijk_to_lps_of(
         image
@@ -206,15 +213,6 @@ def read_names(path: Path) -> dict[int, str]:
         if value > 0:  # some data sets name the background
             names[value] = name
     return names
-
-
-def _shared_names(path: Path) -> dict[int, str]:
-    folder = path.resolve().parent
-    places = [folder, folder.parent] if folder.name == "labels" else [folder]
-    for place in places:
-        if (place / SHARED_NAMES).is_file():
-            return read_names(place / SHARED_NAMES)
-    return {}
 
 
 def _label_array(

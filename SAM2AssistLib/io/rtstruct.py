@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_segments import label_of
+from SAM2AssistLib.io._dicom_segments import label_of, notes_on_labels
 from SAM2AssistLib.io._dicom_sources import SourceSeries, read_sources, same_grid
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.atomic import atomic_path, check_place
 from SAM2AssistLib.io.dicom_seg import UTF_8
-from SAM2AssistLib.io.dicom_seg_reader import damage_told, read_dataset
+from SAM2AssistLib.io.dicom_seg_reader import damage_told, image_header, read_dataset
 from SAM2AssistLib.io.named_mask import NamedMask, check_masks
 
 if TYPE_CHECKING:
@@ -111,14 +110,7 @@ def write_rtstruct(
     dataset.RTROIObservationsSequence = [_observation(n, named) for n, named in enumerate(masks, 1)]
     with atomic_path(path) as part:
         dataset.save_as(part, enforce_file_format=True)
-    return (
-        *sources.notes,
-        *(
-            f"'{named.name}' is longer or has other characters than a DICOM label may; it is '{label_of(named.name)}'."
-            for named in masks
-            if label_of(named.name) != named.name
-        ),
-    )
+    return (*sources.notes, *notes_on_labels(masks))
 
 
 def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = None) -> list[NamedMask]:
@@ -441,11 +433,7 @@ def _is_another(series: set[str], volume: CTVolume) -> bool:
     """Whether a volume is known to be none of these series."""
     if not series or not volume.dicom_files:
         return False
-    image = volume.dicom_files[0]
-    with damage_told(image):
-        # By force, because the images of a volume may lack the preamble.
-        header = pydicom.dcmread(image, stop_before_pixels=True, force=True, specific_tags=["SeriesInstanceUID"])
-        return str(header.get("SeriesInstanceUID") or "") not in {"", *series}
+    return str(image_header(volume).get("SeriesInstanceUID") or "") not in {"", *series}
 
 
 def _coordinates(contour: Dataset) -> NDArray[np.float64]:

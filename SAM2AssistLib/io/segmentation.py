@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NamedMask",
+    "check_before_segmenting",
     "check_can_refer",
     "check_keeps_series",
     "check_output_path",
@@ -112,19 +113,29 @@ def check_can_refer(path: str | Path, volume: CTVolume) -> None:
     OutputError
         If the result would replace a DICOM image of the volume.
     InputError
-        If the path ends in .dcm and the volume names no DICOM files, or such that nothing can refer to.
+        If the path ends in .dcm and the volume names no DICOM files.
     """
     check_keeps_series(path, volume)
-    if ending_of(path) != DICOM_ENDING:
-        return
-    if not volume.dicom_files:
+    if ending_of(path) == DICOM_ENDING and not volume.dicom_files:
         raise InputError(
             f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is not one slice per "
             f"DICOM image; give the DICOM folder, or write to a {SEGMENTATION_ENDING} file."
         )
-    from SAM2AssistLib.io._dicom_sources import read_sources
 
-    read_sources(volume.dicom_files)
+
+def check_before_segmenting(path: str | Path, volume: CTVolume) -> None:
+    """Do as `check_can_refer`, and read the headers that a DICOM object refers to, as its writer will after the work.
+
+    Raises
+    ------
+    OutputError, InputError
+        As `check_can_refer`, or if nothing can refer to these images, for example those of several patients.
+    """
+    check_can_refer(path, volume)
+    if ending_of(path) == DICOM_ENDING:
+        from SAM2AssistLib.io._dicom_sources import read_sources
+
+        read_sources(volume.dicom_files)
 
 
 def check_keeps_series(path: str | Path, volume: CTVolume) -> None:
