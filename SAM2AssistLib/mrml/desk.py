@@ -136,9 +136,11 @@ class Desk:
         return Mark(self._era, 0 if self._session is None else self._session.history.newest)
 
     def close(self) -> None:
-        """Free what the session holds."""
+        """Free what the session holds, masks of the volume's size too: whoever held this desk may take long to go."""
         if self._session is not None:
             self._session.close()
+            self._session = None
+            self._segments.clear()
 
     def begin(self) -> Iterator[Progress | Note]:
         """Read the volume and load the engine, saying so, if that is still to be done; fails as `session` does."""
@@ -161,9 +163,13 @@ class Desk:
             yield Progress(step.done, step.total)
 
     def sync(
-        self, segment_id: str, name: str, wanted: Sequence[Gesture]
+        self, segment_id: str, name: str, wanted: Sequence[Gesture], before: Sequence[Gesture] = ()
     ) -> Iterator[Patch | Confidence | Progress | Note]:
         """Bring a segment's prompts in line with what the scene shows: what went is removed, what came is placed.
+
+        Parameters
+        ----------
+        wanted, before : what it shows, and what it did before; others were found since, by Auto-Segment, and stay.
 
         Raises
         ------
@@ -174,7 +180,7 @@ class Desk:
         mark, settled = self.mark, self._settled.get(segment_id, ())
         try:
             segment = self._segment(segment_id, name)
-            kept = self._take_away(segment_id, segment, wanted)
+            kept = self._take_away(segment_id, segment, [gesture for gesture in before if gesture not in wanted])
             present = self._gestures(segment_id, segment)
             for gesture in wanted:
                 if gesture not in present:
@@ -413,13 +419,12 @@ class Desk:
                 found.append(gesture)
         return found
 
-    def _take_away(self, segment_id: str, segment: Segment, wanted: Sequence[Gesture]) -> bool:
-        """Remove the prompts that are not wanted; tells whether one was answered elsewhere, so its mask stays."""
+    def _take_away(self, segment_id: str, segment: Segment, unwanted: Sequence[Gesture]) -> bool:
+        """Remove prompts that are not wanted; tells whether one was answered elsewhere, so its mask stays."""
         settled = self._settled.get(segment_id, ())
-        self._settled[segment_id] = tuple(g for g in settled if g in wanted)
+        self._settled[segment_id] = tuple(g for g in settled if g not in unwanted)
         for prompt in self.session.prompts(segment):
-            gesture = self._gesture_of.get(prompt.id)
-            if gesture is not None and gesture not in wanted:
+            if self._gesture_of.get(prompt.id) in unwanted:
                 self.session.remove_prompt(segment, prompt)
         return self._settled[segment_id] != settled
 

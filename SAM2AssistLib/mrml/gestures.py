@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -86,6 +87,14 @@ class Gesture:
         if self.kind is Kind.SCRIBBLE:
             index_ijk = _spread(index_ijk, SCRIBBLE_POINTS)
         return [PointPrompt((float(i), float(j), float(k)), self.positive) for i, j, k in index_ijk]
+
+
+def changed_alike(
+    before: Sequence[Gesture], after: Sequence[Gesture], others: Sequence[Gesture]
+) -> tuple[Gesture, ...]:
+    """Change other gestures as some have changed: without those that went, and with those that came."""
+    kept = [gesture for gesture in others if gesture in after or gesture not in before]
+    return (*kept, *(gesture for gesture in after if gesture not in before and gesture not in kept))
 
 
 def gesture_of(prompt: PlacedPrompt, axis: int, volume: CTVolume) -> Gesture | None:

@@ -124,6 +124,7 @@ class Step:
     title : for the menu.
     mark_before, mark_after : the engine's history before and after it; set by the engine's thread, None until then.
     prompts : by segment id, those that it has changed, as they were before and after it.
+    unfinished : see `Journal`, on the other side of it: before it while it is done, after it while it is undone.
     """
 
     title: str
@@ -131,6 +132,7 @@ class Step:
     mark_after: Mark | None = None
     entries: dict[tuple[str, int, int], Entry] = field(default_factory=dict)
     prompts: dict[str, tuple[tuple[Gesture, ...], tuple[Gesture, ...]]] = field(default_factory=dict)
+    unfinished: frozenset[str] = frozenset()
 
     def add(self, entry: Entry) -> None:
         """Note a changed slice; one that changes twice keeps what it was at first."""
@@ -163,15 +165,21 @@ class Step:
 
 @dataclass
 class Journal:
-    """Steps that can be taken back, and those that can be brought back."""
+    """Steps that can be taken back, and those that can be brought back.
+
+    Attributes
+    ----------
+    unfinished : segments whose propagation was interrupted, or runs; turned with the steps.
+    """
 
     done: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
+    unfinished: frozenset[str] = frozenset()
     _replaced: tuple[Step | None, tuple[Step, ...]] = (None, ())
 
     def begin(self, title: str) -> Step:
         """Open a step; what was undone before is forgotten, and so is the oldest of too many."""
-        step = Step(title)
+        step = Step(title, unfinished=self.unfinished)
         self._replaced = step, tuple(self.undone)
         self.done.append(step)
         self.undone.clear()
@@ -205,6 +213,16 @@ class Journal:
         self.done[:], self.undone[:] = other.done, other.undone
         for step in [*self.done, *self.undone]:
             step.mark_before = step.mark_after = NOWHERE
+            step.unfinished = frozenset()  # another engine takes what is there for finished
+
+    def turn(self, count: int, *, back: bool) -> list[Step]:
+        """Move steps to the other side; returns them in the order in which they were passed."""
+        source, target = (self.done, self.undone) if back else (self.undone, self.done)
+        steps = [source.pop() for _number in range(count)]
+        for step in steps:
+            step.unfinished, self.unfinished = self.unfinished, step.unfinished
+        target.extend(steps)
+        return steps
 
     def back_to(self, known: dict[str, KnownMask], found: dict[str, KnownMask]) -> int:
         """Tell how many steps back the segments were as they have been found now; 0 if they never were.

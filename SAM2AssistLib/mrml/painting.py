@@ -6,6 +6,8 @@ It knows what every segment holds that it has looked at, so that it can tell wha
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, KnownMask, packed, unpacked
 from SAM2AssistLib.mrml.masking import Overlap, Rules
 from SAM2AssistLib.mrml.voxels import Grid, LabelmapState, SegmentVoxels, draw
+
+EDITED = LabelmapState("", -1)
+"""State of a labelmap that others have changed, and we since: no labelmap ever is in it."""
 
 DRAW_EVERY_S = 0.2
 """While slices come, the views draw no oftener: each time costs all of them a picture."""
@@ -152,9 +157,8 @@ class Painter:
             painted, mask = mask & editable, np.where(editable, mask, before)
         entries = []
         for other in self._overwritten(patch.segment_id):
-            theirs = self.voxels(other).read_slice(*place)
-            if (theirs & painted).any():
-                entries += self._put(other, *place, theirs & ~painted)
+            if (self.voxels(other).read_slice(*place) & painted).any():
+                entries += self._cut(other, *place, painted)
                 self._overwritten_in.setdefault(other, set()).add(place)
         return entries + self._put(patch.segment_id, *place, mask)
 
@@ -171,22 +175,29 @@ class Painter:
             self._drawn_at = time.monotonic()
             draw(self.node)
         for segment_id in sorted(self._untold):
-            self.voxels(segment_id).announce()
-            self._states[segment_id] = self.voxels(segment_id).state()
+            with self._touching(segment_id) as voxels:
+                voxels.announce()
         self._untold.clear()
 
     def finish(self) -> list[str]:
         """Tell everybody that the segments are as they will stay; returns those whose surface is out of date."""
         outdated = []
         for segment_id in sorted(filter(self.has, self._unfinished)):
-            if self.voxels(segment_id).finish():
-                outdated.append(segment_id)
-            self._states[segment_id] = self.voxels(segment_id).state()
+            with self._touching(segment_id) as voxels:
+                if voxels.finish():
+                    outdated.append(segment_id)
         self._untold.clear()
         self._unfinished.clear()
         return outdated
 
     # Inside
+
+    @contextmanager
+    def _touching(self, segment_id: str) -> Iterator[SegmentVoxels]:
+        """Let the block touch a segment; what others have changed in it before is still to be found afterwards."""
+        edited, voxels = self.edited_meanwhile(segment_id), self.voxels(segment_id)
+        yield voxels
+        self._states[segment_id] = EDITED if edited else voxels.state()
 
     def _overwritten(self, segment_id: str) -> list[str]:
         """List the segments that give way to a prediction for a segment."""
@@ -202,12 +213,23 @@ class Painter:
         before = known.put(index, after)
         if before == after:
             return []
-        voxels = self.voxels(segment_id)
-        voxels.write_slice(axis, index, mask)
-        self._states[segment_id] = voxels.state()
+        self._write(segment_id, axis, index, mask)
+        return [Entry(segment_id, axis, index, before, after)]
+
+    def _cut(self, segment_id: str, axis: int, index: int, taken: NDArray[np.bool_]) -> list[Entry]:
+        """Take pixels of a slice from a segment; what others have just drawn there is no part of what changes."""
+        known = self._along(segment_id, axis)
+        before = known.slices.get(index, EMPTY)
+        after = packed(unpacked(before, taken.shape) & ~taken)  # type: ignore[arg-type]
+        known.put(index, after)
+        self._write(segment_id, axis, index, self.voxels(segment_id).read_slice(axis, index) & ~taken)
+        return [] if before == after else [Entry(segment_id, axis, index, before, after)]
+
+    def _write(self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_]) -> None:
+        with self._touching(segment_id) as voxels:
+            voxels.write_slice(axis, index, mask)
         self._untold.add(segment_id)
         self._unfinished.add(segment_id)
-        return [Entry(segment_id, axis, index, before, after)]
 
     def _along(self, segment_id: str, axis: int) -> KnownMask:
         """Return what is known of a segment, sliced along an axis."""

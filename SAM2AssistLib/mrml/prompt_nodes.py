@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.gestures import Gesture, Kind
 from SAM2AssistLib.mrml.observing import forget, observe
-from SAM2AssistLib.mrml.volumes import array_of, local_to_world, moved
+from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, moved
 
 ROLE = "SAM2Assist.Role"
 SEGMENT = "SAM2Assist.SegmentID"
@@ -49,6 +50,7 @@ class PromptNodes:
     def __init__(self, scene: Any, volume_node: Any, segmentation_node: Any, on_change: Callable[[str], None]) -> None:
         self.scene, self.volume_node, self.segmentation_node = scene, volume_node, segmentation_node
         self._on_change = on_change
+        self._grid = ijk_to_ras(volume_node)
         self._observed: dict[str, _Observed] = {}
         self._quiet = False
         self._drawn: Any = None
@@ -152,12 +154,18 @@ class PromptNodes:
             node.SetName(self._name(segment_id, _kind(node), positive=_is_positive(node)))
 
     def follow_volume(self) -> None:
-        """Put the prompts under the transform that the volume is under, so that they move with it."""
-        transform = self.volume_node.GetTransformNodeID()
+        """Put the prompts under the transform that the volume is under, so that they move with it.
+
+        One that has been hardened on the volume, which stays where it is, is hardened on them, too.
+        """
+        transform, grid = self.volume_node.GetTransformNodeID(), ijk_to_ras(self.volume_node)
         with self._silent():
             for node in self.nodes():
                 if node.GetTransformNodeID() != transform:
+                    if transform is None and np.allclose(grid, _placed_by(node) @ self._grid):
+                        node.HardenTransform()
                     node.SetAndObserveTransformNodeID(transform)
+        self._grid = grid
 
     # Inside
 
@@ -298,6 +306,14 @@ class _Observed:
         """Something has changed."""
         if not self.dragging:
             self.owner.changed(self.node)
+
+
+def _placed_by(node: Any) -> NDArray[np.float64]:
+    """Matrix of the transform that a node is under; nothing but NaN for one that is not linear."""
+    try:
+        return local_to_world(node)
+    except InputError:
+        return np.full((4, 4), np.nan)
 
 
 def _kind(node: Any) -> Kind:

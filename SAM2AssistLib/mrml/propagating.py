@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from SAM2AssistLib.engine.worker import Rank, Task
 from SAM2AssistLib.mrml.desk import Desk
 from SAM2AssistLib.mrml.journal import Journal, Step
+from SAM2AssistLib.mrml.listener import Listener
 from SAM2AssistLib.mrml.masking import Rules
+from SAM2AssistLib.mrml.painting import Painter
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -32,8 +34,8 @@ class Propagating:
     journal : of the steps that a propagation belongs to.
     desk : the engine's side.
     rules : what predictions have to keep to.
-    submit, begin, told, note : of the workspace: brings work to the engine's thread, opens a step, tells of an error,
-        tells a sentence.
+    submit, begin, told : of the workspace: brings work to the engine's thread, opens a step, tells of an error.
+    listener : told a sentence now and then.
 
     Attributes
     ----------
@@ -48,12 +50,11 @@ class Propagating:
         submit: Submit,
         begin: Callable[[str], Step],
         told: End,
-        note: Callable[[str], None],
+        listener: Listener,
     ) -> None:
         self.journal, self.desk, self.rules = journal, desk, rules
-        self._submit, self._begin, self._told, self._note = submit, begin, told, note
+        self._submit, self._begin, self._told, self._listener = submit, begin, told, listener
         self.running: Task | None = None
-        self._unfinished: set[str] = set()
         self._gave_way: Step | None = None
 
     @property
@@ -61,10 +62,15 @@ class Propagating:
         """Whether a propagation has ended for somebody else's work, and wants to go on after it."""
         return self._gave_way is not None
 
+    def expect(self, segment_id: str) -> None:
+        """Let a segment with a new prompt be propagated, also if the next prompt comes before this one is answered."""
+        if self.rules.auto_propagate:
+            self.journal.unfinished |= {segment_id}
+
     def start(self, step: Step, segment_ids: Iterable[str]) -> None:
         """Propagate segments; what changes belongs to a step."""
         chosen = tuple(dict.fromkeys(segment_ids))
-        self._unfinished, self._gave_way = set(chosen), None
+        self.journal.unfinished, self._gave_way = frozenset(chosen), None
 
         def ended(error: BaseException | None) -> None:
             if self.running is task:  # nobody has ended it here
@@ -72,12 +78,14 @@ class Propagating:
                 if task.cancelled and error is None:
                     self._gave_way = step
                 else:
-                    self._unfinished.clear()
+                    self.journal.unfinished = frozenset()
             self._told(error)
             if step.empty and self._gave_way is None:
                 self.journal.withdraw(step)
                 if error is None and not task.cancelled:
-                    self._note(_("Nothing has changed: a propagation begins at prompts and drawings that are new."))
+                    self._listener.note(
+                        _("Nothing has changed: a propagation begins at prompts and drawings that are new.")
+                    )
 
         # What was left to other segments, or to another area, since it was predicted is not to be predicted again.
         anew = not self.rules.confine()
@@ -85,15 +93,25 @@ class Propagating:
             _("propagate"), step, lambda: self.desk.propagate(chosen, anew=anew), ended, Rank.LATER
         )
 
-    def go_on(self, step: Step, segment_id: str) -> None:
-        """Propagate a segment, and those that were interrupted."""
-        self.start(step, [segment_id, *sorted(self._unfinished)])
+    def go_on(self, step: Step, *segment_ids: str) -> None:
+        """Propagate segments, and those that were interrupted."""
+        self.start(step, [*segment_ids, *sorted(self.journal.unfinished)])
 
     def resume(self) -> None:
-        """Take up again what was interrupted, if anything; it belongs to the step that it comes after."""
-        if self._unfinished:
+        """Take up again what was interrupted, if anything; it belongs to the step that it comes after.
+
+        Not after an undo: nothing could be redone any more.
+        """
+        if self.journal.unfinished and not self.journal.undone:
             step = self.journal.done[-1] if self.journal.done else self._begin(_("propagate"))
-            self.start(step, sorted(self._unfinished))
+            self.start(step, sorted(self.journal.unfinished))
+
+    def tell_left(self, painter: Painter) -> None:
+        """Tell which segments have been left half-way, if any: undo and redo do not take them up again."""
+        left = [painter.name(segment_id) for segment_id in sorted(self.journal.unfinished) if painter.has(segment_id)]
+        if left:
+            said = _("Propagated only in part: {segments}. Propagate goes on there.")
+            self._listener.note(said.format(segments=", ".join(left)))
 
     def interrupt(self) -> None:
         """End what runs after its next slice; the next prompt takes a propagation up again."""
@@ -107,9 +125,9 @@ class Propagating:
     def end(self) -> None:
         """End what runs after its next slice, for good."""
         self.interrupt()
-        self._unfinished.clear()
+        self.journal.unfinished = frozenset()
 
     def leave_out(self, segment_id: str) -> None:
         """End what runs after its next slice, and go on without a segment that is gone."""
         self.interrupt()
-        self._unfinished.discard(segment_id)
+        self.journal.unfinished -= {segment_id}

@@ -6,7 +6,7 @@ turn all the same; the engine begins anew, and is shown a segment when it is wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from SAM2AssistLib.mrml.desk import Confidence, Desk, Standing
@@ -19,10 +19,14 @@ _ = translator(__file__)
 
 
 class Submit(Protocol):
-    """Queues work for the engine's thread; `done` is called in the window's thread at its end."""
+    """Shows prompts, and queues work for the engine's thread; `done` is called in the window's thread at its end."""
 
     def __call__(  # noqa: D102
-        self, title: str, work: Callable[[], Iterable[Standing | Confidence]], done: Callable[[], None]
+        self,
+        title: str,
+        prompts: Mapping[str, tuple[Gesture, ...]],
+        work: Callable[[], Iterable[Standing | Confidence]],
+        done: Callable[[], None],
     ) -> None: ...
 
 
@@ -60,7 +64,7 @@ class Turning:
         count = back or self.journal.forward_to(self.painter.known, everything)
         if not count:
             return False
-        steps = self._pass(count, back=back > 0)
+        steps = self.journal.turn(count, back=back > 0)
         self.painter.accept(found)
         self._go(_("follow the Segment Editor"), steps, list, back=back > 0)
         return True
@@ -70,20 +74,13 @@ class Turning:
     def _turn(self, title: str, *, back: bool) -> str | None:
         if not (self.journal.done if back else self.journal.undone):
             return None
-        (step,) = self._pass(1, back=back)
+        (step,) = self.journal.turn(1, back=back)
 
         def entries() -> list[Entry]:  # asked for at the end: what the step has still to write comes before
             return reverse(step.changed) if back else step.changed
 
         self._go(title, [step], entries, back=back)
         return step.title
-
-    def _pass(self, count: int, *, back: bool) -> list[Step]:
-        """Move steps from one side to the other; returns them in the order in which they were passed."""
-        source, target = (self.journal.done, self.journal.undone)[:: 1 if back else -1]
-        steps = [source.pop() for _number in range(count)]
-        target.extend(steps)
-        return steps
 
     def _go(self, title: str, steps: Sequence[Step], entries: Callable[[], list[Entry]], *, back: bool) -> None:
         prompts: dict[str, tuple[Gesture, ...]] = {}
@@ -96,4 +93,4 @@ class Turning:
             turn = self.desk.undo_to if back else self.desk.redo_to
             return turn(known[-1] if known else self.desk.mark, prompts)
 
-        self._submit(title, work, lambda: self.painter.apply(entries()))
+        self._submit(title, prompts, work, lambda: self.painter.apply(entries()))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, voxels_modified
+from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, moved, voxels_modified
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -58,6 +58,13 @@ class Grid:
     def is_that_of(self, other: Grid) -> bool:
         """Whether it is the same."""
         return self.shape_kji == other.shape_kji and bool(np.allclose(self.ijk_to_ras, other.ijk_to_ras, atol=1e-6))
+
+    def holds_for(self, volume_node: Any, segmentation_node: Any) -> bool:
+        """Whether it is that of both nodes as they are now."""
+        try:
+            return volume_node.GetImageData() is not None and self.is_that_of(Grid.of(volume_node, segmentation_node))
+        except InputError:
+            return False
 
     def image(self, extent_ijk: tuple[int, ...], scalar_type: int) -> Any:
         """Make an empty labelmap of this extent (i0, i1, j0, j1, k0, k1)."""
@@ -124,12 +131,11 @@ class SegmentVoxels:
         if image is None or not _has_voxels(image):
             return mask
         if self._offset_ijk(image) is None:
-            image = self._resampled(image)
+            image = self._resampled(image, np.zeros(3), np.array(self.grid.shape_kji) - 1)
         offset = self._offset_ijk(image)
         assert offset is not None
         values = array_of_labelmap(image)
-        low = np.array(image.GetExtent()[::2]) + offset
-        low_kji = low[::-1]
+        low_kji = self._first_kji(image, offset)
         inside = [
             (max(0, int(a)), min(n, int(a) + size))
             for a, n, size in zip(low_kji, self.grid.shape_kji, values.shape, strict=True)
@@ -221,17 +227,28 @@ class SegmentVoxels:
         return None if segment is None else segment.GetRepresentation(LABELMAP)
 
     def _view(self) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
-        """Return the labelmap's values (k, j, i) without a copy, and the volume's index of the first; None if off."""
+        """Return the labelmap's values (k, j, i) without a copy, and the volume's index of the first; None if off.
+
+        What lies outside of the volume is not among them: they are empty if all of it does.
+        """
+        whole = self._whole()
+        if whole is None:
+            return None
+        values, first = whole
+        low, high = (corner.clip(0, self.grid.shape_kji) for corner in (first, first + values.shape))
+        return values[tuple(slice(a, b) for a, b in zip(low - first, high - first, strict=True))], low
+
+    def _whole(self) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+        """Return as `_view` does the whole labelmap, which can reach out of the volume, as after it was cropped."""
         image = self._image()
         if image is None or not _has_voxels(image):
             return None
         offset = self._offset_ijk(image)
-        if offset is None:
-            return None
-        first = (np.array(image.GetExtent()[::2]) + offset)[::-1]
-        if (first < 0).any() or (first + array_of_labelmap(image).shape > np.array(self.grid.shape_kji)).any():
-            return None
-        return array_of_labelmap(image), first.astype(np.int64)
+        return None if offset is None else (array_of_labelmap(image), self._first_kji(image, offset))
+
+    @staticmethod
+    def _first_kji(image: Any, offset_ijk: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (np.array(image.GetExtent()[::2], np.int64) + offset_ijk)[::-1]
 
     def _offset_ijk(self, image: Any) -> NDArray[np.int64] | None:
         """Voxels (i, j, k) by which the labelmap's indices differ from the volume's; None if it is on another grid."""
@@ -247,12 +264,11 @@ class SegmentVoxels:
             return None
         return offset.astype(np.int64)
 
-    def _resampled(self, image: Any) -> Any:
-        """Bring the labelmap to the grid, by nearest neighbor."""
+    def _resampled(self, image: Any, low_kji: NDArray[Any], high_kji: NDArray[Any]) -> Any:
+        """Bring what the labelmap has in a box of voxels, both corners included, to the grid, by nearest neighbor."""
         import slicer
 
-        k, j, i = self.grid.shape_kji
-        reference = self.grid.image((0, i - 1, 0, j - 1, 0, k - 1), image.GetScalarType())
+        reference = self.grid.image(_extent(low_kji, high_kji), image.GetScalarType())
         result = slicer.vtkOrientedImageData()
         resample = slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage
         if not resample(image, reference, result, False, False):
@@ -273,40 +289,41 @@ class SegmentVoxels:
         if image is not None and any(s is not self.segment and s.GetRepresentation(LABELMAP) is image for s in others):
             self.segmentation.SeparateSegmentLabelmap(self.segment_id)
             image = self._image()
-        if image is not None and _has_voxels(image) and self._view() is None:
-            self._replace_by(self.read())
+        if image is not None and _has_voxels(image) and self._whole() is None:
+            self.segment.AddRepresentation(LABELMAP, self._resampled(image, *self._box_of(image)))
 
-    def _replace_by(self, mask: NDArray[np.bool_]) -> None:
+    def _box_of(self, image: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the box of voxels (k, j, i), both corners included, that holds a labelmap on another grid."""
         import vtk
 
-        k, j, i = self.grid.shape_kji
-        image = self.grid.image((0, i - 1, 0, j - 1, 0, k - 1), vtk.VTK_UNSIGNED_CHAR)
-        array_of_labelmap(image)[...] = mask
-        self.segment.SetLabelValue(1)
-        self.segment.AddRepresentation(LABELMAP, image)
+        matrix = vtk.vtkMatrix4x4()
+        image.GetImageToWorldMatrix(matrix)
+        ends = np.array(image.GetExtent(), float).reshape(3, 2) + (-0.5, 0.5)
+        corners = np.array(np.meshgrid(*ends)).reshape(3, -1).T
+        index_kji = moved(np.linalg.inv(self.grid.ijk_to_ras) @ array_of(matrix), corners)[:, ::-1]
+        return np.ceil(index_kji.min(axis=0) - 0.5), np.floor(index_kji.max(axis=0) + 0.5)
 
     def _cover(self, low_kji: NDArray[np.int64], high_kji: NDArray[np.int64], axis: int) -> None:
         """Make sure that the labelmap covers a box, both corners included, growing ahead of the propagation."""
         import vtk
 
-        view = self._view()
+        whole = self._whole()
         last = np.array(self.grid.shape_kji) - 1
         old = None
-        if view is not None:
-            values, first = view
+        if whole is not None:
+            values, first = whole
             old = (first, first + values.shape - 1)
             if (old[0] <= low_kji).all() and (high_kji <= old[1]).all():
                 return
             # As much again along the axis: few copies, however many slices come.
             room = np.full(3, ROOM_PIXELS)
             room[axis] = max(values.shape[axis], ROOM_PIXELS)
-            low = np.where(low_kji < old[0], low_kji - room, old[0]).clip(0)
-            high = np.minimum(np.where(high_kji > old[1], high_kji + room, old[1]), last)
+            low = np.where(low_kji < old[0], (low_kji - room).clip(0), old[0])
+            high = np.where(high_kji > old[1], np.minimum(high_kji + room, last), old[1])
         else:
             low = (low_kji - ROOM_PIXELS).clip(0)
             high = np.minimum(high_kji + ROOM_PIXELS, last)
-        extent = [int(value) for a in (2, 1, 0) for value in (low[a], high[a])]
-        image = self.grid.image(tuple(extent), vtk.VTK_UNSIGNED_CHAR)
+        image = self.grid.image(_extent(low, high), vtk.VTK_UNSIGNED_CHAR)
         if old is not None:
             place = tuple(slice(int(f - a), int(e - a) + 1) for f, e, a in zip(*old, low, strict=True))
             np.equal(values, self.segment.GetLabelValue(), out=array_of_labelmap(image)[place], casting="unsafe")
@@ -319,6 +336,11 @@ def draw(segmentation_node: Any) -> None:
     display = segmentation_node.GetDisplayNode()
     if display is not None:
         display.Modified()
+
+
+def _extent(low_kji: NDArray[Any], high_kji: NDArray[Any]) -> tuple[int, ...]:
+    """Return the corners of a box, both included, as VTK wants them: (i0, i1, j0, j1, k0, k1)."""
+    return tuple(int(corner[a]) for a in (2, 1, 0) for corner in (low_kji, high_kji))
 
 
 def _has_voxels(image: Any) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 from SAM2AssistLib.engine.worker import Rank, Task, Worker
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.desk import Confidence, Desk, Note, Patch, Progress, Standing, Verdicts
-from SAM2AssistLib.mrml.gestures import Gesture
+from SAM2AssistLib.mrml.finding import Finding
+from SAM2AssistLib.mrml.gestures import Gesture, changed_alike
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, unpacked
 from SAM2AssistLib.mrml.listener import Listener, title_of
 from SAM2AssistLib.mrml.masking import Rules
@@ -31,6 +32,7 @@ from SAM2AssistLib.mrml.words import translator
 _ = translator(__file__)
 
 End = Callable[["BaseException | None"], None]
+Prompts = Mapping[str, tuple[Gesture, ...]]
 
 
 class Workspace:
@@ -77,8 +79,8 @@ class Workspace:
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
-        self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, self._say)
-        self._wanted: list[frozenset[str]] = []
+        self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, listener)
+        self._finding = Finding(self.journal, self.painter, desk, self._submit)
         self._held: set[tuple[str, int, int]] = set()
         self._touched = False
         self._cancels = 0
@@ -100,8 +102,7 @@ class Workspace:
         forget(self._observations)
         self.prompts.close()
         if self.segmentation_node.GetScene() is not None and not self.scene.IsClosing():
-            wanted, self._wanted = self._wanted, []
-            self._remove_unfilled(frozenset().union(*wanted))
+            self._finding.close()
             self._finish()
         self.worker.submit("close", lambda: _nothing(self.desk.close))
         self.listener.changed()  # so that somebody delivers that this has ended
@@ -149,11 +150,13 @@ class Workspace:
         self._synced[segment_id] = gestures
         step = self._begin(title_of(before, gestures))
         step.note_prompts(segment_id, before, gestures)
+        self._propagating.expect(segment_id)
         name, cancels = self.painter.name(segment_id), self._cancels
 
         def ended(error: BaseException | None) -> None:
             if error is not None:
                 self.journal.drop(step)
+                self.journal.unfinished -= {segment_id} - step.unfinished
                 self._take_prompts_back(segment_id, before, gestures)
                 self._told(error)
             if self.rules.auto_propagate and self._cancels == cancels and not self.busy:
@@ -162,7 +165,7 @@ class Workspace:
                 else:
                     self._propagating.resume()
 
-        self._submit(step.title, step, lambda: self.desk.sync(segment_id, name, gestures), ended)
+        self._submit(step.title, step, lambda: self.desk.sync(segment_id, name, gestures, before), ended)
 
     def add_prompt(self, segment_id: str, gesture: Gesture) -> None:
         """Place a prompt from a script, just as if it had been drawn."""
@@ -170,10 +173,10 @@ class Workspace:
         self.prompts_changed(segment_id)
 
     def propagate(self, segment_ids: Sequence[str] | None = None) -> None:
-        """Go on from all prompts and edits: carry segments (all, if not given) through the volume."""
+        """Go on from prompts and edits: carry segments (all, if not given) and those that were interrupted on."""
         self.absorb_edits(*(segment_ids or ()))
         chosen = self.painter.known if segment_ids is None else segment_ids
-        self._propagating.start(self._begin(_("propagate")), chosen)
+        self._propagating.go_on(self._begin(_("propagate")), *chosen)
 
     def auto_segment(
         self,
@@ -191,26 +194,8 @@ class Workspace:
         answer : called at the end with what was found; with None if it was ended early.
         """
         self.absorb_edits()
-        step, ids = self._begin(_("Auto-Segment")), frozenset(wanted.values())
-        self._wanted.append(ids)
-        found: list[Verdicts] = []
-
-        def work() -> Iterator[Any]:
-            for item in self.desk.auto(wanted, adapter, cases):
-                if isinstance(item, Verdicts):
-                    found.append(item)
-                yield item
-
-        def ended(error: BaseException | None) -> None:
-            if not step.changed:
-                self.journal.drop(step)
-            self._wanted.remove(ids)
-            self._remove_unfilled(ids.difference(*self._wanted))
-            self._told(error)
-            if error is None:
-                answer(found[-1] if found else None)
-
-        self._propagating.running = self._submit(_("Auto-Segment"), step, work, ended, Rank.LONG)
+        step, told = self._begin(_("Auto-Segment")), self._going_on(self._told)
+        self._propagating.running = self._finding.start(step, wanted, adapter, cases, answer, told)
 
     def cancel(self) -> None:
         """End what is running after its next slice; finished slices stay, and it is not taken up again by itself.
@@ -223,11 +208,15 @@ class Workspace:
 
     def undo(self) -> str | None:
         """Take the last step back, prompts and masks together; returns its title, or None if there is none."""
+        if self._displaced and (current := self.successor()) is not self:
+            return current.undo()
         self.absorb_edits()
         return self._turning.undo()
 
     def redo(self) -> str | None:
         """Bring back what was undone last; returns its title, or None if there is none."""
+        if self._displaced and (current := self.successor()) is not self:
+            return current.redo()
         self.absorb_edits()
         return self._turning.redo()
 
@@ -273,7 +262,7 @@ class Workspace:
                 self.journal.drop(step)
             self._told(error)
 
-        self._submit(_("remove"), None, lambda: _nothing(self.desk.remove, segment_id), ended)
+        self._submit(_("remove"), None, lambda: _nothing(self.desk.remove, segment_id), self._going_on(ended))
 
     def segment_modified(self, segment_id: str) -> None:
         """Take note that a segment may have another name, or the voxels of before after an undo."""
@@ -303,13 +292,13 @@ class Workspace:
 
         What is running ends: it would mix old voxels with new ones. The next prompt makes a successor.
         """
-        if self.closed or not self.busy or voxel_state(self.volume_node) == self.voxels:
+        if self.closed or not self.busy or (voxel_state(self.volume_node) == self.voxels and not self._displaced):
             return
         running = self._propagating.running
         self.cancel()
         if running is None or running not in self._tasks or running.rank is Rank.IDLE:
             return
-        sentence = _("The voxels of {volume} have changed; finished slices stay, the next prompt takes the new ones.")
+        sentence = _("{volume} has changed; finished slices stay, the next prompt takes it as it is now.")
         self.listener.note(sentence.format(volume=self.volume_node.GetName()))
 
     def flush(self) -> None:
@@ -336,6 +325,11 @@ class Workspace:
 
     # Inside
 
+    @property
+    def _displaced(self) -> bool:
+        """Whether volume and segmentation do not lie to one another as they did: what was found fits no more."""
+        return not self.painter.grid.holds_for(self.volume_node, self.segmentation_node)
+
     def _observe(self) -> list[Observation]:
         import vtk
 
@@ -348,6 +342,8 @@ class Workspace:
             observe(segmentation, segmentation.SegmentModified, self.segment_modified, vtk.VTK_STRING),
             observe(segmentation, segmentation.SourceRepresentationModified, self.voxels_changed),
             observe(self.volume_node, self.volume_node.TransformModifiedEvent, self.prompts.follow_volume),
+            observe(self.volume_node, self.volume_node.TransformModifiedEvent, self.volume_changed),
+            observe(self.segmentation_node, self.segmentation_node.TransformModifiedEvent, self.volume_changed),
             observe(self.volume_node, self.volume_node.ImageDataModifiedEvent, self.volume_changed),
             observe(self.volume_node, "ModifiedEvent", self.volume_changed),  # all that arrayFromVolumeModified tells
         ]
@@ -382,10 +378,21 @@ class Workspace:
             self.listener.changed()
 
         self._make_way(rank)
-        task = self.worker.submit(title, run, lambda item: self._report(title, step, item), end, rank)
+        task = self.worker.submit(title, run, partial(self._report, title, step, dict(self._synced)), end, rank)
         self._tasks.append(task)
         self.listener.changed()
         return task
+
+    def _going_on(self, then: End) -> End:
+        """Take up again, after what `then` ends, what was interrupted for it, unless the user cancels meanwhile."""
+        cancels = self._cancels
+
+        def ended(error: BaseException | None) -> None:
+            then(error)
+            if self.rules.auto_propagate and self._cancels == cancels and not self.busy:
+                self._propagating.resume()
+
+        return ended
 
     def _make_way(self, rank: Rank) -> None:
         """Let nobody wait for what can wait, and say what has to be waited for."""
@@ -398,7 +405,7 @@ class Workspace:
         for segment_id in self.painter.finish():
             self.surfaces.outdate(self.segmentation_node, segment_id)
 
-    def _report(self, title: str, step: Step | None, item: Any) -> None:
+    def _report(self, title: str, step: Step | None, synced: Prompts, item: Any) -> None:
         if self.closed:
             return
         if isinstance(item, Patch):
@@ -415,10 +422,10 @@ class Workspace:
             self.confidence[item.segment_id] = item
             self.listener.confidence()
         elif isinstance(item, Standing):
-            self._stand(step, item)
+            self._stand(step, synced, item)
 
     def _write(self, step: Step | None, patch: Patch) -> None:
-        if not self.painter.has(patch.segment_id):
+        if not self.painter.has(patch.segment_id) or self._displaced:
             return
         if self.painter.edited_meanwhile(patch.segment_id):
             self._hold_edits(patch.segment_id)
@@ -449,44 +456,38 @@ class Workspace:
         name, held = self.painter.name(segment_id), known.copy()
         self._submit(_("take over"), None, lambda: self.desk.meet(segment_id, name, held), self._told)
 
-    def _submit_turn(self, title: str, work: Callable[[], Iterable[Any]], done: Callable[[], None]) -> None:
+    def _submit_turn(
+        self, title: str, prompts: Prompts, work: Callable[[], Iterable[Any]], done: Callable[[], None]
+    ) -> None:
+        for segment_id, gestures in prompts.items():  # at once: what is clicked from now on comes beside them
+            self._show(segment_id, gestures)
+
         def ended(error: BaseException | None) -> None:
             done()
             self._told(error)
+            self._propagating.tell_left(self.painter)
 
         self._submit(title, None, work, ended)
 
-    def _remove_unfilled(self, segment_ids: Iterable[str]) -> None:
-        """Remove the segments in which Auto-Segment has found nothing, and nobody has painted."""
-        for segment_id in filter(self.painter.has, segment_ids):
-            if not any(mask.any() for _index, mask in self.painter.voxels(segment_id).slices(self.desk.axis)):
-                self.segmentation_node.GetSegmentation().RemoveSegment(segment_id)
-
-    def _stand(self, step: Step | None, standing: Standing) -> None:
-        """Let the prompt nodes be those of the engine, after undo, redo and Auto-Segment."""
+    def _stand(self, step: Step | None, synced: Prompts, standing: Standing) -> None:
+        """Let the prompt nodes be those of the engine, after undo, redo and Auto-Segment, but for what came since."""
         self.confidence = {key: known for key, known in self.confidence.items() if key in standing.held}
         self.listener.confidence()
         known = {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}
         for segment_id in known | standing.gestures.keys():
-            if self.painter.has(segment_id):
-                gestures = standing.gestures.get(segment_id, ())
-                if step is not None:
-                    step.note_prompts(segment_id, self._synced.get(segment_id, ()), gestures)
-                self._synced[segment_id] = gestures
-                self.prompts.show(segment_id, gestures)
+            gestures, before = standing.gestures.get(segment_id, ()), synced.get(segment_id, ())
+            if step is not None and self.painter.has(segment_id):
+                step.note_prompts(segment_id, before, gestures)
+            self._show(segment_id, changed_alike(before, self._synced.get(segment_id, ()), gestures))
+
+    def _show(self, segment_id: str, gestures: tuple[Gesture, ...]) -> None:
+        if self.painter.has(segment_id):
+            self._synced[segment_id] = gestures
+            self.prompts.show(segment_id, gestures)
 
     def _take_prompts_back(self, segment_id: str, before: tuple[Gesture, ...], wanted: tuple[Gesture, ...]) -> None:
         """Show a segment's prompts as they were before a change that failed, but for what was drawn since."""
-        if not self.painter.has(segment_id):
-            return
-        now = self.prompts.gestures(segment_id)
-        kept = [g for g in now if g in before or g not in wanted]
-        kept += [g for g in before if g not in wanted and g not in now]
-        self._synced[segment_id] = tuple(kept)
-        self.prompts.show(segment_id, kept)
-
-    def _say(self, sentence: str) -> None:
-        self.listener.note(sentence)
+        self._show(segment_id, changed_alike(wanted, before, self.prompts.gestures(segment_id)))
 
     def _told(self, error: BaseException | None) -> None:
         if error is not None:

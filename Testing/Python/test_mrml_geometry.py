@@ -18,7 +18,8 @@ from mrml_scene import a_scene, assistant_for, box, mask_of, paint, point, volum
 from SAM2AssistLib.errors import InputError  # noqa: E402
 from SAM2AssistLib.mrml.gestures import Gesture, Kind  # noqa: E402
 from SAM2AssistLib.mrml.volumes import automatic_axis, volume_from_node  # noqa: E402
-from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels  # noqa: E402
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels, array_of_labelmap  # noqa: E402
+from SAM2AssistLib.mrml.workspace import Workspace  # noqa: E402
 from SAM2AssistLib.volume import CTVolume  # noqa: E402
 
 LEFT, RIGHT = (5, 32, 20), (5, 32, 44)
@@ -97,6 +98,75 @@ def test_a_volume_that_is_moved_later_takes_its_prompts_along_and_keeps_its_mask
     np.testing.assert_array_equal(desk.mask(), found)
 
 
+def moved(desk: Desk) -> Workspace:  # noqa: F811
+    """Put volume and segmentation under a transform; returns their workspace."""
+    import vtk
+
+    transform, matrix = desk.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode"), vtk.vtkMatrix4x4()
+    for row in range(3):
+        for column in range(3):
+            matrix.SetElement(row, column, rotation((0, 0, 20))[row, column])
+        matrix.SetElement(row, 3, 30.0)
+    transform.SetMatrixTransformToParent(matrix)
+    for node in (desk.volume, desk.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    return desk.assistant.open(desk.volume, desk.segmentation)
+
+
+def lies_on_the_grid(desk: Desk) -> bool:  # noqa: F811
+    """Whether the segment's labelmap has the grid of the volume."""
+    image = desk.segmentation.GetBinaryLabelmapInternalRepresentation(desk.segment)
+    voxels = SegmentVoxels(desk.segmentation, desk.segment, Grid.of(desk.volume, desk.segmentation))
+    return voxels._offset_ijk(image) is not None
+
+
+def test_a_transform_that_is_hardened_on_the_volume_leaves_the_prompts_where_they_are(desk: Desk) -> None:  # noqa: F811
+    desk.workspace = moved(desk)
+    for gesture in (point(desk.ct, LEFT), box(desk.ct, (5, 25, 12), (5, 40, 28))):
+        desk.do(desk.segment, gesture)
+    gestures, nodes = desk.workspace.prompts.gestures(desk.segment), desk.workspace.prompts.nodes(desk.segment)
+    before = [np.array(node.GetNthControlPointPositionWorld(0)) for node in nodes]
+    desk.volume.HardenTransform()
+    for node, position in zip(nodes, before, strict=True):
+        assert node.GetTransformNodeID() is None
+        np.testing.assert_allclose(node.GetNthControlPointPositionWorld(0), position, atol=1e-6)
+    now = desk.workspace.prompts.gestures(desk.segment)
+    index = [volume_from_node(desk.volume).index_ijk_from_ras(np.array(gesture.points_ras)) for gesture in now]
+    for gesture, found in zip(gestures, index, strict=True):
+        np.testing.assert_allclose(found, desk.ct.index_ijk_from_ras(np.array(gesture.points_ras)), atol=1e-3)
+
+
+def test_undo_after_a_transform_was_hardened_leaves_the_masks_in_place(desk: Desk) -> None:  # noqa: F811
+    desk.workspace = moved(desk)
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    for node in (desk.volume, desk.segmentation):
+        node.HardenTransform()
+    assert desk.workspace.undo() is None
+    assert desk.workspace.redo() is None
+    assert desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), found)
+    assert lies_on_the_grid(desk)
+
+
+@pytest.mark.parametrize("first", ["volume", "segmentation"])
+def test_hardening_a_transform_in_mid_propagation_ends_it_and_no_mask_is_displaced(desk: Desk, first: str) -> None:  # noqa: F811
+    desk.workspace, notes = moved(desk), []
+    desk.assistant.listener.note = notes.append
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
+    desk.some_steps(3)
+    found = desk.mask()
+    for node in (desk.volume, desk.segmentation)[:: 1 if first == "volume" else -1]:
+        node.HardenTransform()
+    assert desk.assistant.wait()
+    np.testing.assert_array_equal(desk.mask(), found)
+    assert lies_on_the_grid(desk)
+    assert "CT has changed" in notes[0]
+    desk.workspace = desk.assistant.open(desk.volume, desk.segmentation)
+    after = desk.do(desk.segment, point(volume_from_node(desk.volume), RIGHT))
+    assert after.any(axis=(1, 2)).all()
+    assert not desk.errors
+
+
 def test_a_volume_under_a_warp_is_refused_with_the_reason(scene: Any, a_blob_volume: CTVolume) -> None:
     import vtk
 
@@ -147,6 +217,42 @@ def test_a_segment_on_another_grid_is_read_where_it_lies_and_others_keep_theirs(
     desk.do(desk.segment, point(desk.ct, RIGHT))
     np.testing.assert_array_equal(desk.mask(other), inside)
     assert segmentation.GetSegment(other).GetRepresentation("Binary labelmap").GetExtent() == (10, 19, 12, 21, 3, 6)
+
+
+@pytest.mark.parametrize("shift_mm", [0.0, 0.4])
+def test_what_a_segment_holds_outside_of_a_cropped_volume_stays(desk: Desk, shift_mm: float) -> None:  # noqa: F811
+    """A segmentation of the whole volume, on its grid or on another one, and a click in a part that was cut out."""
+    import vtk
+
+    image, matrix = slicer.vtkOrientedImageData(), vtk.vtkMatrix4x4()
+    desk.volume.GetIJKToRASMatrix(matrix)
+    for row in range(3):
+        matrix.SetElement(row, 3, matrix.GetElement(row, 3) + shift_mm)
+    image.SetGeometryFromImageToWorldMatrix(matrix)
+    image.SetExtent(-10, 73, -10, 73, -5, 14)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.GetPointData().GetScalars().Fill(1)
+    desk.segmentation.GetSegmentation().GetSegment(desk.segment).AddRepresentation("Binary labelmap", image)
+    assert desk.mask().all()
+    clicked = desk.do(desk.segment, point(desk.ct, LEFT, positive=False))
+    assert not clicked[LEFT]
+    held = array_of_labelmap(desk.segmentation.GetBinaryLabelmapInternalRepresentation(desk.segment)) != 0
+    lost = 84 * 84 * 20 - held.sum()
+    assert lost == (~clicked).sum() if shift_mm == 0 else lost < clicked.size
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    assert desk.mask().all()
+
+
+def test_a_segment_that_lies_beside_a_cropped_volume_stays_when_more_is_added(desk: Desk) -> None:  # noqa: F811
+    grid = Grid.of(desk.volume, desk.segmentation)
+    image = grid.image((70, 79, 0, 9, 0, 9), 3)
+    array_of_labelmap(image)[...] = 1
+    desk.segmentation.GetSegmentation().GetSegment(desk.segment).AddRepresentation("Binary labelmap", image)
+    found = desk.do(desk.segment, point(desk.ct, LEFT))
+    assert found[5].any()
+    held = array_of_labelmap(desk.segmentation.GetBinaryLabelmapInternalRepresentation(desk.segment)) != 0
+    assert held.sum() == found.sum() + 1000
 
 
 def test_segments_that_share_a_labelmap_are_parted_before_one_is_written(desk: Desk) -> None:  # noqa: F811

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -280,3 +281,12 @@ def test_a_closing_scene_is_left_as_it_is(desk: Desk, gate: Gate) -> None:  # no
     gate.opened.set()
     assert desk.assistant.wait()
     assert not desk.errors
+
+
+def test_a_closed_workspace_holds_no_session_whoever_still_holds_it(desk: Desk) -> None:  # noqa: F811
+    """Its masks are as large as the volume, and a workspace goes only when Python's collector comes by."""
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    session = weakref.ref(desk.workspace.desk.session)
+    desk.scene.Clear(False)
+    assert desk.assistant.wait()
+    assert session() is None

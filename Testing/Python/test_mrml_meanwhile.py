@@ -1,0 +1,84 @@
+"""What is clicked while an undo or Auto-Segment has yet to come to its end stays, and so does what they bring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vtk", reason="slicer-core is not installed")
+pytest.importorskip("slicer", reason="slicer-core is not installed")
+
+from mrml_desk import Desk, desk  # noqa: E402, F401
+from mrml_scene import point  # noqa: E402
+
+from SAM2AssistLib.engine.worker import Leave  # noqa: E402
+from SAM2AssistLib.mrml.desk import Progress  # noqa: E402
+
+LEFT, RIGHT, ABOVE = (5, 32, 20), (5, 32, 44), (3, 32, 20)
+
+
+def agrees(desk: Desk, segment_id: str, *clicks: Any) -> bool:  # noqa: F811
+    """Whether these clicks are what the scene shows of a segment, and what the engine has been given."""
+    wanted = {point(desk.ct, click) for click in clicks}
+    engine = desk.workspace.desk
+    placed = set(engine._placed(engine._present()[segment_id])) if segment_id in engine._present() else set()
+    return set(desk.workspace.prompts.gestures(segment_id)) == wanted == placed
+
+
+def test_a_click_right_after_an_undo_stays_and_the_undone_one_does_not_come_back(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.do(desk.segment, point(desk.ct, RIGHT))
+    desk.workspace.undo()
+    desk.do(desk.segment, point(desk.ct, ABOVE))
+    assert agrees(desk, desk.segment, LEFT, ABOVE)
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    assert agrees(desk, desk.segment, LEFT)
+
+
+def test_a_click_right_after_a_redo_stays_beside_what_was_redone(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.do(desk.segment, point(desk.ct, RIGHT))
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    desk.workspace.redo()
+    desk.do(desk.segment, point(desk.ct, ABOVE))
+    assert agrees(desk, desk.segment, LEFT, RIGHT, ABOVE)
+
+
+@pytest.mark.parametrize("among_them", [True, False])
+def test_a_click_that_ends_auto_segment_stays_with_what_that_has_found(
+    desk: Desk,  # noqa: F811
+    among_them: bool,
+) -> None:
+    engine, liver, begun = desk.workspace.desk, desk.add_segment("liver"), threading.Event()
+
+    def auto(*_: Any) -> Iterator[Any]:
+        yield from engine.begin()
+        mark = engine.mark
+        engine._place(engine._segment(liver, "liver"), point(desk.ct, RIGHT))
+        begun.set()
+        with suppress(Leave):
+            while True:
+                time.sleep(0.002)
+                yield Progress(0, 1)
+        yield from engine._patches(mark, {})
+        yield engine._standing()
+
+    engine.auto = auto  # type: ignore[method-assign]
+    desk.workspace.auto_segment({"liver": liver}, None, [], lambda _verdicts: None)
+    assert begun.wait(30)
+    clicked = liver if among_them else desk.segment
+    desk.do(clicked, point(desk.ct, LEFT))
+    assert agrees(desk, liver, RIGHT, *([LEFT] if among_them else []))
+    if not among_them:
+        assert agrees(desk, desk.segment, LEFT)
+    assert desk.mask(clicked)[5].any()
+    desk.workspace.undo()
+    assert desk.assistant.wait()
+    assert agrees(desk, liver, RIGHT)
