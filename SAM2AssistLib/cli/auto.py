@@ -113,7 +113,8 @@ def auto(
     if masks:
         with working(f"Writing {output.name}"):
             made_with = algorithm_of(engine.spec, _adapter_used(adapter, model), is_automatic=True)
-            support_sha256 = [file_sha256(mask) for _, mask in pairs]  # and not their names, which may be of patients
+            # And not their names, which may be of patients.
+            support_sha256 = [file_sha256(mask) for mask in (*(mask for _, mask in pairs), *_library_masks(names))]
             told = write_result(
                 output, masks, requests, session, made_with,
                 command="auto", classes=[v.name for v in verdicts], corrections=corrections, support=support_sha256,
@@ -195,6 +196,14 @@ def _library_cases(session: Session, names: list[str]) -> list[Support]:
     with working("Reading the support library"):
         library = SupportLibrary()
         return [library.prepare(session.engine, name, session.window) for name in names]
+
+
+def _library_masks(names: list[str]) -> list[Path]:
+    if not names:
+        return []
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    return [SupportLibrary().masks_file(name) for name in names]
 
 
 def _run(

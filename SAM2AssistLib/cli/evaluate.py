@@ -70,8 +70,10 @@ def evaluate(
     check_model(model, adapter)
     if find_spec("monai") is None:
         raise InputError("Measuring needs MONAI, which is not installed; pip install 'sam2assist[evaluate]'.")
-    cases = find_cases(data, part, case or ())
+    left_out: list[str] = []
+    cases = find_cases(data, part, case or (), left_out)
     check_structures(cases, structure or ())
+    tell(left_out)
 
     with working(f"Loading {model}"):
         from SAM2AssistLib.evaluation.measurements import Request, measurement
@@ -115,7 +117,8 @@ def evaluate(
     if find_spec("matplotlib") is None:
         tell(["The report has no pictures because matplotlib is missing; pip install 'sam2assist[evaluate]'."])
     if as_json:
-        print_json({**content, "report": str(out / "report.md"), "seconds": round(time.perf_counter() - begun, 1)})
+        seconds = round(time.perf_counter() - begun, 1)
+        print_json({**content, "report": str(out / "report.md"), "seconds": seconds, "warnings": left_out})
         return
     stdout().print(_table_of_methods(content) if "methods" in content else _table_of_organs(content))
     stdout().print(f"{out / 'report.md'} written.", soft_wrap=True)

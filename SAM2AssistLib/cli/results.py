@@ -21,6 +21,7 @@ from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, prompt
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.catalogue import ModelSpec
+    from SAM2AssistLib.engine.segment import PlacedPrompt
     from SAM2AssistLib.engine.session import Session
     from SAM2AssistLib.volume import CTVolume, Window
 
@@ -59,17 +60,29 @@ def prompts_of(session: Session) -> list[SegmentPrompts]:
         for placed in session.prompts(handle):
             if not len(placed.points):
                 continue
-            first, last = placed.reach or (placed.index, placed.index)
             low, high = placed.points.min(axis=0), placed.points.max(axis=0)
             if placed.is_box:
+                first, last = _slices_of_box(placed)
                 corners = (np.insert(low + margin, axis, first), np.insert(high - margin, axis, last))
                 low_ijk, high_ijk = (_within(session.volume, corner) for corner in corners)
-                boxes.append(BoxPrompt(low_ijk, high_ijk, axis if placed.reach is None else None))
+                boxes.append(BoxPrompt(low_ijk, high_ijk, axis if first == last else None))
             else:
-                points.append(PointPrompt(_within(session.volume, np.insert(low, axis, first)), placed.says_present))
+                place = _within(session.volume, np.insert(low, axis, placed.index))
+                points.append(PointPrompt(place, placed.says_present))
         if points or boxes:
             found.append(SegmentPrompts(handle.name, tuple(points), tuple(boxes)))
     return found
+
+
+def _slices_of_box(placed: PlacedPrompt) -> tuple[int, int]:
+    """First and last slice of a box in a prompt file.
+
+    One in three dimensions is drawn on its middle slice. Auto-Segment draws it where it is surest: in three dimensions
+    such a box would come back on another slice than the one that it fits.
+    """
+    if placed.reach is not None and placed.index == sum(placed.reach) // 2:
+        return placed.reach
+    return placed.index, placed.index
 
 
 def _within(volume: CTVolume, index_kji: NDArray[np.float64]) -> tuple[float, float, float]:

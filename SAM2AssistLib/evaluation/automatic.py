@@ -71,7 +71,9 @@ def measure_organs(cases: Sequence[Case], plan: OrganPlan, store: Store[OrganSco
     units = tuple(f"draw {n}" for n in range(plan.draws))
     new_share, total = 0.0, len(cases) * plan.draws
     for number, case in enumerate(cases):
-        store.hold_to(case.name, [*case.paths, *plan.source.files(case.name)], case.values)
+        read = [case, *plan.source.supports(case.name, plan.draws)]
+        files = [*(path for one in read for path in one.paths), *plan.source.files(case.name)]
+        store.hold_to(case.name, files, *(one.values for one in read))
         known = store.load(case.name) or CaseResults(units, (), ())
         if known.is_complete:
             yield Progress(case.name, "", (number + 1) / len(cases), new_share)

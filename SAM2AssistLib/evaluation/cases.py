@@ -107,7 +107,9 @@ class Case:
         return ReadCase(self.name, held.volume, held.labels, self.names)
 
 
-def find_cases(data: Path, part: str | None = None, only: Sequence[str] = ()) -> list[Case]:
+def find_cases(
+    data: Path, part: str | None = None, only: Sequence[str] = (), notes: list[str] | None = None
+) -> list[Case]:
     """Find the cases of a data folder.
 
     Parameters
@@ -115,6 +117,7 @@ def find_cases(data: Path, part: str | None = None, only: Sequence[str] = ()) ->
     data : folder in one of the layouts.
     part : such as "test"; all cases with a reference if not given.
     only : names of cases; all if empty.
+    notes : gets a sentence if the part names cases that have no reference here.
 
     Raises
     ------
@@ -126,9 +129,17 @@ def find_cases(data: Path, part: str | None = None, only: Sequence[str] = ()) ->
     held = find_data(data)
     cases = {case.name: Case(case, held.names) for case in held.cases}
     if part is not None:
-        cases = {name: cases[name] for name in _names_of_part(held, part) if name in cases}
+        named = list(dict.fromkeys(_names_of_part(held, part)))
+        absent = [name for name in named if name not in cases]
+        cases = {name: cases[name] for name in named if name in cases}
         if not cases:
             raise InputError(f"The part '{part}' of {data} names no case with a reference; choose another.")
+        # Held-out cases may well have no labels here, but a name may be misspelt, too.
+        if absent and notes is not None:
+            notes.append(
+                f"{len(absent)} of the {len(named)} cases of the part '{part}' have no image with a reference in "
+                f"{data} and are left out: {_listed(absent)}."
+            )
     for name in only:
         if name not in cases:
             raise InputError(f"There is no case '{name}' with a reference in {data}; it has {_listed(cases)}.")

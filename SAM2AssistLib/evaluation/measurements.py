@@ -23,7 +23,7 @@ from SAM2AssistLib.evaluation.report import About, write_report
 from SAM2AssistLib.evaluation.running import Plan, Progress, measure
 from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, FromFiles, Source, SupportDraws
 from SAM2AssistLib.evaluation.store import Store
-from SAM2AssistLib.prompting.self_prompt import HEAD_FILE, embedded_adapter, load_self_prompter
+from SAM2AssistLib.prompting.self_prompt import embedded_adapter, has_head, load_self_prompter
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 INTERACTIVE = ("cvpr25", "clicks", "human")
 WHOLE_CASES = ("auto", "support", *PUBLISHED)
 PROTOCOLS = (*INTERACTIVE, *WHOLE_CASES)
+RANDOM = ("cvpr25", "human", "support")
 DEFAULT_SEEDS = {"human": 3, "support": 5}
 """Repetitions of what is random, where one would say too little."""
 
@@ -171,9 +172,11 @@ class WholeCases:
         self.device = str(engine.model.device)
         if request.protocol == "support":
             pool = find_cases(request.data, request.support_part)
-            return AutoSegment(engine, None, SupportDraws(tuple(pool), request.supports))
+            own = request.adapter if request.adapter is not None and has_head(request.adapter) else None
+            prompter = None if own is None else load_self_prompter(engine, own)
+            return AutoSegment(engine, prompter, SupportDraws(tuple(pool), request.supports))
         adapter = request.adapter
-        if adapter is None or (request.protocol != "auto" and not (adapter / HEAD_FILE).is_file()):
+        if adapter is None or (request.protocol != "auto" and not has_head(adapter)):
             return FromBoxes(engine)
         return AutoSegment(engine, load_self_prompter(engine, adapter), None)
 
@@ -197,15 +200,32 @@ def measurement(request: Request, cases: Sequence[Case]) -> Interactive | WholeC
     ModelError
         If the model or the adapter cannot be used.
     """
+    _check_goes_together(request)
     if request.protocol in INTERACTIVE:
-        if request.predictions is not None:
-            raise InputError(f"Results in files cannot be clicked on; leave --predictions out of {request.protocol}.")
         return Interactive(request, cases)
     if request.protocol == "auto" and request.adapter is None and request.predictions is None:
         request = replace(request, adapter=embedded_adapter(request.model))
-    if request.peers:
-        raise InputError(f"The protocol {request.protocol} has no clicks for peers; leave --peers out.")
     return WholeCases(request, cases)
+
+
+def _check_goes_together(request: Request) -> None:
+    """Refuse what a protocol would leave out of account, as if it had been measured so."""
+    name, is_interactive = request.protocol, request.protocol in INTERACTIVE
+    from_files, by_support = request.predictions is not None, request.protocol == "support"
+    if is_interactive and from_files:
+        raise InputError(f"Results in files cannot be clicked on; leave --predictions out of {name}.")
+    if by_support and from_files:
+        raise InputError("Results in files are not drawn anew for each draw; choose the protocol auto for them.")
+    if from_files and request.adapter is not None:
+        raise InputError("Results in files are scored as they are; leave --adapter out.")
+    if request.peers and not is_interactive:
+        raise InputError(f"The protocol {name} has no clicks for peers; leave --peers out.")
+    if request.clicks is not None and not is_interactive:
+        raise InputError(f"The protocol {name} has no clicks; leave --clicks out.")
+    if request.seeds is not None and name not in RANDOM:
+        raise InputError(f"Nothing is random in the protocol {name}; leave --seeds out.")
+    if not by_support and (request.supports != 1 or request.support_part is not None):
+        raise InputError(f"The protocol {name} has no support cases; leave --supports and --support-part out.")
 
 
 def _engine(request: Request) -> Engine:

@@ -15,6 +15,7 @@ from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
 from SAM2AssistLib.io.label_map import names_file_of
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
+from SAM2AssistLib.prompting.support import masks_by_name
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
@@ -53,6 +54,10 @@ class Source(Protocol):
         """What it reads of a case beside image and reference."""
         return ()
 
+    def supports(self, case: str, draws: int) -> Sequence[Case]:
+        """The other cases that it goes by in any of so many repetitions."""
+        return ()
+
 
 class FromFiles(Source):
     """Results of any program, one file for each case.
@@ -88,7 +93,7 @@ class FromFiles(Source):
         """Read the file of a case."""
         path = self._file(case.name)
         found, ijk_to_lps = read_segmentation(path, case.volume)
-        return {named.name: named.mask for named in masks_on_grid_of(case.volume, found, ijk_to_lps)}
+        return masks_by_name(masks_on_grid_of(case.volume, found, ijk_to_lps))
 
 
 class FromBoxes(Source):
@@ -162,7 +167,7 @@ class AutoSegment(Source):
     Parameters
     ----------
     engine : with the head's adapter, if there is one.
-    prompter : the head.
+    prompter : the head; with support cases it need not be there.
     draws : of support cases.
     """
 
@@ -174,14 +179,23 @@ class AutoSegment(Source):
 
     def classes(self) -> Collection[str] | None:
         """What the head is good enough at; with support cases, whatever the data name."""
-        return None if self.prompter is None else self.prompter.classes
+        return None if self.prompter is None or self.draws is not None else self.prompter.classes
+
+    def supports(self, case: str, draws: int) -> Sequence[Case]:
+        """All that are drawn for a case, each once."""
+        if self.draws is None:
+            return ()
+        drawn = [one for draw in range(draws) for one in self.draws.drawn(case, draw)]
+        return list({one.name: one for one in drawn}.values())
 
     def segment(self, case: ReadCase, organs: Sequence[str], draw: int) -> Masks:
         """Segment what the head or the support cases know of the organs."""
         from SAM2AssistLib.prompting.auto import auto_segment
 
         support = [] if self.draws is None else self._support(case.name, organs, draw)
-        taught = {name for one in support for name in one.masks} | set(self.prompter.classes if self.prompter else ())
+        taught = set(self.classes() or ())
+        if self.draws is not None:  # a head then helps to compare; what only it knows is not found by support cases
+            taught = {name for one in support for name in one.masks}
         wanted = [organ for organ in organs if organ in taught]
         if not wanted:
             return {}

@@ -77,20 +77,20 @@ class Store(Generic[Record]):
             _check_same(folder, _read(path), settings)
         write_json(path, settings)
 
-    def hold_to(self, case: str, files: Sequence[Path], names: Mapping[int, str]) -> None:
+    def hold_to(self, case: str, files: Sequence[Path], *names: Mapping[int, str]) -> None:
         """Note what the results of a case are of, or will be.
 
         Parameters
         ----------
         files : of image, reference and whatever else is read; a folder is all that is in it.
-        names : what the values of the reference mean.
+        names : what the values of the reference mean, and those of each reference that is read besides.
 
         Raises
         ------
         InputError
             If the results that are there are of others, or of these as they were before.
         """
-        digests = {"set of names": _digest_of_names(names)}
+        digests = {"set of names": "".join(map(_digest_of_names, names))}
         for path in files:
             name = "/".join(path.parts[-2:])  # which a reference and a result may share
             digests[name] = digests.get(name, "") + _digest(path)

@@ -34,12 +34,20 @@ from SAM2AssistLib.prompting.corrections import CorrectionOptions, correct, erro
 from SAM2AssistLib.prompting.error_head import load_error_head
 from SAM2AssistLib.prompting.orientation import Orientation
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
-from SAM2AssistLib.prompting.self_prompt import SelfPrompter, embedded_adapter, has_embedded_adapter, load_self_prompter
-from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support
+from SAM2AssistLib.prompting.self_prompt import (
+    SelfPrompter,
+    embedded_adapter,
+    has_embedded_adapter,
+    has_head,
+    is_in,
+    load_self_prompter,
+)
+from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support, seen_by
 from SAM2AssistLib.prompting.templates import Finding, Template, TemplateOptions, find_class, log_odds
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures, read_features
 
 if TYPE_CHECKING:
+    from SAM2AssistLib.engine.loading import Engine
     from SAM2AssistLib.engine.session import Session
 
 TITLE = "Auto-Segment"
@@ -121,7 +129,7 @@ def auto_segment(
     ----------
     session : into which the segments go.
     adapter : folder of an adapter with a self-prompt head, or the loaded head. The embedded one if there is neither an
-        adapter nor a support case.
+        adapter nor a support case. With support cases, that of the session's engine needs no head.
     support : finished cases "like this one". A class that both know is found by the support cases.
     classes : which to look for; all that adapter and support know if None.
     corrections : rounds of corrections that the engine makes itself.
@@ -185,9 +193,10 @@ class _Run:
     ) -> SelfPrompter | None:
         if isinstance(adapter, SelfPrompter):
             return adapter
-        if adapter is None and support:
-            return None
         engine = self.session.engine
+        # One without a head is at work in the propagation, and says nothing of where a class is.
+        if support and (adapter is None or (is_in(engine, Path(adapter)) and not has_head(Path(adapter)))):
+            return None
         return load_self_prompter(engine, embedded_adapter(engine.spec.name) if adapter is None else Path(adapter))
 
     def _companion(self) -> SelfPrompter | None:
@@ -215,9 +224,8 @@ class _Run:
             raise InputError(f"There is a segment {twice!r} already; rename or remove it before Auto-Segment.")
         return wanted
 
-    def _plane(self, model: object) -> Plane:
-        engine, session = self.session.engine, self.session
-        return Plane(model, self.volume, 0, session.window, engine.channels, engine.options)  # type: ignore[arg-type]
+    def _plane(self, engine: Engine) -> Plane:
+        return Plane(engine.model, self.volume, 0, self.session.window, engine.channels, engine.options)
 
     def _read(self, plane: Plane) -> Iterator[AutoStep | VoxelFeatures]:
         for step in read_features(plane, self.view, plane.encoder.batch):
@@ -231,7 +239,7 @@ class _Run:
     def _search_by_head(
         self, prompter: SelfPrompter, wanted: Sequence[str], findings: dict[str, tuple[Finding, ClassMaps]]
     ) -> Iterator[AutoStep]:
-        for step in self._read(self._plane(prompter.engine.model)):
+        for step in self._read(self._plane(prompter.engine)):
             if isinstance(step, AutoStep):
                 yield step
                 continue
@@ -251,11 +259,14 @@ class _Run:
         prepared: list[Support] = []
         engine, window = prompter.engine if prompter else self.session.engine, self.session.window
         for number, case in enumerate(support, 1):
-            prepared.append(case if isinstance(case, Support) else prepare_support(engine, case, window))
+            if isinstance(case, Support):
+                prepared.append(seen_by(engine, case))
+            else:
+                prepared.append(prepare_support(engine, case, window))
             yield AutoStep("support", number, len(support))
             if self._asked_to_stop():
                 return
-        plane = self._plane(engine.model)
+        plane = self._plane(engine)
         for step in self._read(plane):
             if isinstance(step, AutoStep):
                 yield step

@@ -63,7 +63,7 @@ class SelfPrompter:
 
 def has_embedded_adapter(model: str) -> bool:
     """Tell whether an adapter for a model comes with the package."""
-    return (EMBEDDED_FOLDER / model / HEAD_FILE).is_file()
+    return has_head(EMBEDDED_FOLDER / model)
 
 
 def embedded_adapter(model: str) -> Path:
@@ -82,6 +82,16 @@ def embedded_adapter(model: str) -> Path:
     return EMBEDDED_FOLDER / model
 
 
+def has_head(folder: Path) -> bool:
+    """Tell whether an adapter has a self-prompt head; one of ``sam2assist finetune`` has none."""
+    return (folder / HEAD_FILE).is_file()
+
+
+def is_in(engine: Engine, folder: Path) -> bool:
+    """Tell whether an engine was loaded with an adapter."""
+    return engine.adapter is not None and engine.adapter.resolve() == folder.resolve()
+
+
 def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     """Load the self-prompt head of an adapter.
 
@@ -97,7 +107,7 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
         If the folder is no adapter, has no self-prompt head, is for another base, or is damaged.
     """
     check_adapter_files(folder)
-    if not (folder / HEAD_FILE).is_file():
+    if not has_head(folder):
         raise ModelError(
             f"The adapter in {folder} has no self-prompt head ({HEAD_FILE}); name one that was trained with it, or "
             "give finished cases with --support IMAGE MASK."
@@ -105,10 +115,9 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     card = _card(folder)
     settings = _settings(card, folder)
     adapted = engine
-    is_loaded = engine.adapter is not None and engine.adapter.resolve() == folder.resolve()
     if settings["frozen_base"] and engine.adapter is None:
         check_card(folder, engine.spec)  # nothing to attach, and so no need of peft
-    elif not is_loaded:
+    elif not is_in(engine, folder):
         adapted = _with_adapter(engine, folder)
     known = tuple(settings["known"])
     head = VoxelPromptHead(tuple(settings["channels"]), len(known), int(settings["width"]))

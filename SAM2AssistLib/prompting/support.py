@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.views import View, cut
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import SEGMENTATION_ENDING, masks_on_grid_of, read_segmentation
 from SAM2AssistLib.prompting.body import body_view
 from SAM2AssistLib.prompting.orientation import Orientation
@@ -83,10 +84,18 @@ def read_support(image: Path, mask: Path) -> SupportCase:
             f"{volume.shape_kji}; give the mask that belongs to the image."
         )
     had_voxels = any(item.mask.any() for item in named)
-    masks = {item.name: item.mask for item in masks_on_grid_of(volume, named, geometry)}
+    masks = masks_by_name(masks_on_grid_of(volume, named, geometry))
     if had_voxels and not any(m.any() for m in masks.values()):
         raise InputError(f"The support mask {mask.name} lies outside its image {image.name}; give matching ones.")
     return SupportCase(image.parent.name if image.name.startswith("image.") else image.name, volume, masks)
+
+
+def masks_by_name(segments: Sequence[NamedMask]) -> dict[str, NDArray[np.bool_]]:
+    """Return the masks of classes; segments of one name, such as several metastases, are of one class."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for segment in segments:
+        masks[segment.name] = masks[segment.name] | segment.mask if segment.name in masks else segment.mask
+    return masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,3 +172,17 @@ def support_steps(
         for k in np.flatnonzero(mask.any(axis=(1, 2))):
             shares[k, number] = cut(mask[k].astype(np.float32), view, GRID, 0.0).half()
     yield Support(case.name, names, features, shares, plane)
+
+
+def seen_by(engine: Engine, support: Support) -> Support:
+    """Return a support case as the network of an engine sees it: as it is, or encoded anew if another one has seen it.
+
+    Features of two networks cannot be compared, and nothing but the result would tell.
+    """
+    plane = support.plane
+    if plane.network.model is engine.model:
+        return support
+    anew = Plane(engine.model, plane.volume, 0, plane.window, engine.channels, engine.options)
+    *_, features = read_features(anew, support.view)
+    assert isinstance(features, VoxelFeatures)
+    return replace(support, features=features, plane=anew)

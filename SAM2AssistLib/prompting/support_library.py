@@ -176,6 +176,10 @@ class SupportLibrary:
         named, geometry = read_segmentation(place / MASK_FILE)
         return SupportCase(name, volume, {m.name: m.mask for m in masks_on_grid_of(volume, named, geometry)})
 
+    def masks_file(self, name: str) -> Path:
+        """Return the file with the masks of a case."""
+        return self._place(name) / MASK_FILE
+
     def prepare(self, engine: Engine, name: str, window: Window) -> Support:
         """Give a case as the network sees it, from the cache where that fits."""
         *_, support = self.preparing(engine, name, window)

@@ -113,7 +113,7 @@ class FineTuner:
         self._plan_scores = self.pruner.state_dict()
         self.schedule = schedule_for(recipe, [self.pruner.size(epoch) for epoch in range(epochs)])
         self.position = Position()
-        data = [list(map(list, labels)), list(store.names.items())]
+        data = [list(map(list, labels)), list(store.names.items()), store.checksums]
         self.fingerprint = recipe.fingerprint([spec.name, base_sha256, *data])
         self._resume()
 

@@ -148,7 +148,13 @@ class CaseStore:
                 list(cases), self._read, cache_num=kept, num_workers=None, progress=False, copy_cache=False
             )
         # One pass over all volumes, which also finds what does not fit together.
-        self.pixels: list[NDArray[np.int64]] = [self[place].pixels() for place in range(len(self))]
+        self.pixels: list[NDArray[np.int64]] = []
+        self.checksums: list[int] = []
+        for place in range(len(self)):
+            volume = self[place]
+            self.pixels.append(volume.pixels())
+            # What was made follows from the settings; files may be replaced by others of the same name.
+            self.checksums += [volume.checksum] if place < self._files else []
 
     def __len__(self) -> int:
         return self._files + len(self.made)

@@ -55,7 +55,7 @@ def run_script(*arguments: object, program: tuple[str, ...] = (str(SCRIPT),), **
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         env=quiet_environment(),
         **settings,
     )

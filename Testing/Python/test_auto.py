@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from auto_scenes import BALLS, KNOWN, a_learned_head, a_prompter, balls, edit_card
 
 from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.engine.loading import default_window
 from SAM2AssistLib.errors import InputError, ModelError
 from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompting.auto import AutoOptions, auto_segment
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions
 from SAM2AssistLib.prompting.self_prompt import load_self_prompter
-from SAM2AssistLib.prompting.support import SupportCase, read_support
+from SAM2AssistLib.prompting.support import SupportCase, prepare_support, read_support
 from SAM2AssistLib.training.self_prompt_training import HeadSettings, write_adapter
 from SAM2AssistLib.volume import CTVolume
 
@@ -185,6 +188,25 @@ def test_a_class_that_only_one_support_case_shows_is_found_by_that_one(a_quick_s
     assert {v.name for v in verdicts if v.present} == set(BALLS)
 
 
+BY_PLAIN_CELLS = replace(BY_CELLS, support=replace(BY_CELLS.support, with_adapter=False))
+
+
+def test_a_support_case_that_another_network_has_encoded_counts_as_one_that_none_has(quick_engine, a_blob_volume):
+    engine, case = quick_engine(), SupportCase("balls", *balls())
+    other = replace(engine, model=copy.deepcopy(engine.model))
+    with torch.no_grad():
+        for parameter in other.model.image_encoder.parameters():
+            parameter.mul_(-1)
+    masks = []
+    for support in (case, prepare_support(other, case, default_window(case.volume))):
+        with engine.open(a_blob_volume) as session:
+            run(session, support=[support], options=BY_PLAIN_CELLS)
+            masks.append({segment.name: session.mask(segment) for segment in session.segments})
+    assert masks[0].keys() == masks[1].keys() == set(BALLS)
+    for name in BALLS:
+        np.testing.assert_array_equal(masks[0][name], masks[1][name])
+
+
 def test_a_volume_without_any_of_the_classes_gets_no_segment(quick_engine):
     volume, _ = balls()
     empty = replace(volume, array=np.where(volume.array > 100, np.int16(20), volume.array))
@@ -266,6 +288,20 @@ def test_an_adapter_without_a_head_is_refused(an_engine, an_adapter, tmp_path):
     (folder / "self_prompt.safetensors").unlink()
     with pytest.raises(ModelError, match="no self-prompt head"):
         load_self_prompter(an_engine, folder)
+
+
+def test_an_adapter_without_a_head_goes_with_support_cases_if_the_engine_has_it(
+    quick_engine, an_adapter, a_blob_volume, tmp_path
+):
+    folder = copy_of(an_adapter, tmp_path)
+    (folder / "self_prompt.safetensors").unlink()
+    case = SupportCase("balls", *balls())
+    with replace(quick_engine(), adapter=folder).open(a_blob_volume) as session:
+        verdicts = run(session, adapter=folder, support=[case], options=BY_PLAIN_CELLS)[-1].verdicts
+        assert [v.present for v in verdicts] == [True, True]
+    # An engine without it would leave it out, and nobody would know.
+    with quick_engine().open(a_blob_volume) as session, pytest.raises(ModelError, match="no self-prompt head"):
+        run(session, adapter=folder, support=[case], options=BY_PLAIN_CELLS)
 
 
 def test_an_adapter_for_another_base_is_refused(an_engine, an_adapter, tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("monai", reason="measuring needs MONAI")
 
 from SAM2AssistLib.evaluation import running
+from SAM2AssistLib.prompting.self_prompt import embedded_adapter
 
 
 @pytest.fixture
@@ -184,6 +185,25 @@ def test_peers_and_supports_that_make_no_sense_are_refused(capfd, data, out, eng
     assert "leave --peers out" in refused(capfd, data, out, "synapse8", "--peers", "walker")
     only = ("--case", "one", "--supports", "2")
     assert "1 cases to support one and 2 are wanted" in refused(capfd, data, out, "support", *only)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "more", "words"),
+    [
+        ("auto", ("--clicks", "3"), "leave --clicks out"),
+        ("auto", ("--seeds", "3"), "leave --seeds out"),
+        ("clicks", ("--seeds", "3"), "leave --seeds out"),
+        ("auto", ("--supports", "2"), "leave --supports and --support-part out"),
+        ("cvpr25", ("--support-part", "train"), "leave --supports and --support-part out"),
+        ("auto", ("--predictions", ".", "--adapter", "ADAPTER"), "leave --adapter out"),
+        ("support", ("--predictions", "."), "choose the protocol auto"),
+    ],
+)
+def test_what_a_protocol_would_leave_out_of_account_is_refused(capfd, data, out, engine, protocol, more, words):
+    embedded = str(embedded_adapter("mini"))
+    given = [embedded if word == "ADAPTER" else word for word in more]
+    assert words in refused(capfd, data, out, protocol, *given)
+    assert not out.exists()
 
 
 def test_a_protocol_whose_organs_nobody_asks_for_or_names_is_refused(capfd, data, out):

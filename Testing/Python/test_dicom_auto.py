@@ -12,10 +12,13 @@ from command_line import run, sentence_of, write_ct
 from ct_files import affine, write_dicom_series
 from dicom_scenes import complaints
 
+from SAM2AssistLib.cli.results import prompts_of
 from SAM2AssistLib.engine.catalogue import find_model
+from SAM2AssistLib.engine.segment import PlacedPrompt
 from SAM2AssistLib.io.algorithm import adapter_sha256
 from SAM2AssistLib.io.dicom_seg_reader import read_dicom_seg
 from SAM2AssistLib.io.segmentation import masks_on_grid_of
+from SAM2AssistLib.prompts import BoxPrompt
 from SAM2AssistLib.training.self_prompt_training import HeadSettings, write_adapter
 from SAM2AssistLib.volume import CTVolume
 
@@ -81,6 +84,20 @@ def test_the_prompts_that_it_chose_can_be_given_to_segment(a_result, capfd):
     kept = path.with_name("a.prompts.json")
     outcome = run(capfd, "segment", path.parent / "ct", "--prompts", kept, "-o", path.parent / "b.dcm")
     assert outcome.code == 0, outcome
+
+
+def test_each_prompt_is_kept_on_the_slice_on_which_it_was_given(a_quick_session):
+    segment = a_quick_session.add_segment("ball")
+    ball = {"points": np.array([[20.0, 31.0]]), "labels": np.array([1])}
+    box = {"points": np.array([[10.0, 12.0], [30.0, 40.0]]), "labels": np.array([2, 3])}
+    given = [PlacedPrompt(n, 3, **what, reach=(1, 8)) for n, what in enumerate((ball, box))]
+    a_quick_session.place_template(segment, 0, given)
+    a_quick_session.place_box(segment, BoxPrompt((12, 10, 2), (40, 30, 7), None))
+    (kept,) = prompts_of(a_quick_session)
+    assert [point.index_ijk for point in kept.points] == [(31, 20, 3)]
+    flat, deep = kept.boxes
+    assert (flat.axis, flat.min_ijk[2], flat.max_ijk[2]) == (0, 3, 3)
+    assert (deep.axis, deep.min_ijk[2], deep.max_ijk[2]) == (None, 2, 7)
 
 
 def test_dciodvfy_finds_no_error(a_result):

@@ -37,6 +37,18 @@ def test_splits_json_names_the_cases_of_a_part_and_their_order(tmp_path):
     assert [case.name for case in find_cases(data, only=("three", "three"))] == ["three"]
 
 
+def test_cases_of_a_part_that_have_no_reference_are_told(tmp_path):
+    data = write_data(tmp_path, ("one", "two"))
+    (data / "splits.json").write_text(json.dumps({"test": ["one", "tow", "two"], "train": ["two"]}))
+    notes = []
+    assert [case.name for case in find_cases(data, "test", notes=notes)] == ["one", "two"]
+    (note,) = notes
+    assert note.startswith("1 of the 3 cases of the part 'test' have no image with a reference in")
+    assert note.endswith("and are left out: tow.")
+    assert find_cases(data, "train", notes=notes)
+    assert notes == [note]
+
+
 def test_without_a_splits_json_the_publishers_split_counts(tmp_path):
     for number in ("0001", "0005"):  # the first is in Synapse's test part
         for folder, name in (("img", f"img{number}"), ("label", f"label{number}")):

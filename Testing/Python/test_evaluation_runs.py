@@ -32,6 +32,9 @@ from SAM2AssistLib.evaluation.summary import (
     human_factor,
     of_method,
 )
+from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.segmentation import write_segmentation
+from SAM2AssistLib.prompting import auto
 
 SETTINGS = {"protocol": "cvpr25", "clicks": 2}
 
@@ -296,6 +299,16 @@ def test_predictions_whose_names_were_corrected_are_not_taken_for_those_that_wer
     assert measured("again") == [1.0, 1.0]
 
 
+def test_a_structure_that_a_result_holds_in_several_segments_is_scored_as_a_whole(data, tmp_path):
+    (case, _) = (found.read() for found in find_cases(data))
+    ball = case.reference("ball")
+    lower = ball & (np.arange(len(ball))[:, None, None] < np.flatnonzero(ball.any(axis=(1, 2))).mean())
+    segments = [NamedMask("ball", part) for part in (lower, ball & ~lower)]
+    write_segmentation(tmp_path / "one.seg.nrrd", segments, case.volume)
+    masks = FromFiles(tmp_path).segment(case, ("ball",), 0)
+    np.testing.assert_array_equal(masks["ball"], ball)
+
+
 def test_a_label_map_and_a_result_of_the_same_folder_name_are_both_held_to(data, tmp_path):
     predictions = tmp_path / "labels"
     predictions.mkdir()
@@ -402,6 +415,52 @@ def test_a_case_never_supports_itself_and_a_draw_is_the_same_again(data):
     assert {draws.drawn("one", draw)[0].name for draw in range(6)} == {"two", "three"}
     with pytest.raises(InputError, match="2 cases to support one and 3 are wanted"):
         SupportDraws(cases, 3).drawn("one", 0)
+
+
+def test_the_head_of_an_adapter_compares_support_cases_but_finds_nothing_that_they_do_not_show(
+    data, quick_engine, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(auto, "auto_segment", lambda _, **how: asked.append(how) or iter(()))
+    engine, cases = quick_engine(), tuple(find_cases(data))
+    prompter = a_prompter(engine, None)
+    source = AutoSegment(engine, prompter, SupportDraws(cases, 1))
+    assert source.classes() is None
+    source.segment(cases[0].read(), ("ball", prompter.classes[0]), 0)
+    (how,) = asked
+    assert how["adapter"] is prompter
+    assert [one.name for one in how["support"]] == ["two"]
+    assert how["classes"] == ["ball"]
+
+
+class BySupport(AutoSegment):
+    """Finds nothing; what counts is whom it goes by."""
+
+    def __init__(self, draws: SupportDraws) -> None:
+        super().__init__(None, None, draws)
+
+    def segment(self, case, organs, draw):
+        return {}
+
+
+@pytest.mark.parametrize("changed", ["images", "labels"])
+def test_results_by_support_cases_are_held_to_those_as_they_were(data, tmp_path, changed):
+    write_data(data, ("one", "two", "three"))
+
+    def measured(supports=1):
+        cases = tuple(find_cases(data))
+        plan = OrganPlan(BySupport(SupportDraws(cases[1:], supports)), ("ball",), draws=1)
+        list(measure_organs(cases[:1], plan, Store(tmp_path / "out", SETTINGS, OrganScore)))
+
+    measured()
+    measured()
+    (drawn,) = SupportDraws(tuple(find_cases(data))[1:], 1).drawn(find_cases(data)[0].name, 0)
+    path = next(path for path in drawn.paths if path.parent.name == changed)
+    image = sitk.ReadImage(str(path))
+    image[0, 0, 0] = 2
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(InputError, match=f"with another {changed}/{path.name}"):
+        measured()
 
 
 def test_auto_segment_is_asked_for_what_its_head_knows_and_nothing_else(quick_engine):

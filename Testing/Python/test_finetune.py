@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from command_line import run, sentence_of
 from finetune_scenes import SPEC, a_data_folder, a_recipe, finetune_tiny
@@ -27,6 +29,7 @@ pytest.importorskip("accelerate", reason="fine-tuning needs the package accelera
 
 from SAM2AssistLib.training.cbdp import Pruning  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
+from SAM2AssistLib.training.datasets.split import split_of  # noqa: E402
 from SAM2AssistLib.training.memory_clips import Clips, Travel, clip_step  # noqa: E402
 from SAM2AssistLib.training.phpg import Prompting  # noqa: E402
 from SAM2AssistLib.training.recipe import FineTuneRecipe, epochs_for, schedule_for  # noqa: E402
@@ -330,6 +333,21 @@ def test_an_interrupted_run_with_other_settings_is_refused(a_folder, tmp_path):
     an_interrupted_run(a_folder, tmp_path, a_recipe())
     with pytest.raises(InputError, match="unfinished run with other settings"):
         finetune_tiny(a_folder, tmp_path, a_recipe(learning_rate=2e-3))
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_an_interrupted_run_is_not_finished_on_images_or_labels_that_were_replaced(a_folder, tmp_path, part):
+    folder = shutil.copytree(a_folder, tmp_path / "data")
+    an_interrupted_run(folder, tmp_path / "adapter", a_recipe())
+    (name,) = list(split_of(find_data(folder)).train)[:1]
+    path = folder / part / f"{name}.nii.gz"
+    image = sitk.ReadImage(str(path))
+    sitk.WriteImage(sitk.Flip(image, (False, True, False)) if part == "labels" else image + 1, str(path))
+    turned = sitk.ReadImage(str(path))
+    turned.CopyInformation(image)
+    sitk.WriteImage(turned, str(path))
+    with pytest.raises(InputError, match="unfinished run with other settings or data"):
+        finetune_tiny(folder, tmp_path / "adapter", a_recipe())
 
 
 def test_an_interrupted_run_is_not_finished_on_another_base(a_folder, tmp_path):

@@ -9,14 +9,17 @@ import pytest
 import SimpleITK as sitk
 from auto_scenes import BALLS, balls
 from command_line import run, sentence_of
+from ct_files import affine, write_dicom_series
 from safetensors import SafetensorError
 
+from SAM2AssistLib.cli import auto
 from SAM2AssistLib.engine.loading import default_window
+from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import write_segmentation
-from SAM2AssistLib.prompting.support import SupportCase, prepare_support
+from SAM2AssistLib.prompting.support import SupportCase, prepare_support, read_support
 from SAM2AssistLib.prompting.support_library import SupportLibrary
 from SAM2AssistLib.volume import Window
 
@@ -49,6 +52,13 @@ def test_a_case_comes_back_as_it_was_added(a_library, a_case):
     np.testing.assert_allclose(back.volume.ijk_to_lps, a_case.volume.ijk_to_lps, atol=1e-5)
     for name in BALLS:
         np.testing.assert_array_equal(back.masks[name], a_case.masks[name])
+
+
+def test_segments_of_one_name_are_one_class_of_a_support_case(files):
+    volume, masks = balls()
+    write_segmentation(files[1], [NamedMask("metastasis", mask) for mask in masks.values()], volume)
+    (read,) = read_support(*files).masks.values()
+    np.testing.assert_array_equal(read, np.logical_or(*masks.values()))
 
 
 def test_a_name_is_given_once(a_library, a_case):
@@ -157,6 +167,21 @@ def test_auto_by_a_case_of_the_library_is_as_by_its_files(capfd, engine, a_libra
         for how in (("--case", "mine"), ("--support", *files))
     ]
     assert told[0] == told[1]
+
+
+def test_a_dicom_seg_tells_the_masks_of_all_support_cases_wherever_they_are_kept(
+    capfd, engine, a_library, files, tmp_path, monkeypatch
+):
+    volume, _ = balls()
+    write_dicom_series(tmp_path / "series", volume.array, affine(volume.spacing_ijk))
+    run(capfd, "support", "add", *files, "--name", "mine")
+    found = NamedMask(BALLS[0], balls()[1][BALLS[0]])  # whatever the quick model makes of it
+    monkeypatch.setattr(auto, "masks_of", lambda _: [found])
+    how = ("--support", *files, "--case", "mine")
+    done = run(capfd, "auto", tmp_path / "series", "-o", tmp_path / "a.dcm", *how)
+    assert done.code == 0, done.err
+    told = json.loads((tmp_path / "a.prompts.json").read_text())["made_with"]["support"]
+    assert told == [file_sha256(files[1]), file_sha256(a_library.masks_file("mine"))]
 
 
 def test_a_case_that_is_not_in_the_library_is_refused_before_any_work(capfd, a_library, files, tmp_path):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ class DataSet:
         if len(self.names) > MOST_LABELS:
             raise InputError(f"{self.root} has {len(self.names)} structures; choose {MOST_LABELS} of them at most.")
 
-    @cached_property
+    @functools.cached_property
     def names(self) -> dict[str, int]:
         """Label by structure, in which all its cases are read: those of the files where these agree, else 1, 2, ..."""
         given: dict[str, int] = {}
@@ -135,6 +136,12 @@ class LabelledCT:
     def size_bytes(self) -> int:
         """Bytes that it holds."""
         return self.volume.array.nbytes + self.labels.nbytes
+
+    @property
+    def checksum(self) -> int:
+        """By which voxels, labels and their place are known again."""
+        parts = (self.volume.array, self.labels, self.volume.ijk_to_lps)
+        return functools.reduce(lambda found, part: zlib.crc32(np.ascontiguousarray(part).data, found), parts, 0)
 
     def pixels(self) -> NDArray[np.int64]:
         """Count the pixels of every label in every axial slice, (k, 256)."""
