@@ -66,6 +66,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/split_qkv.py
   SAM2AssistLib/engine/stopping.py
   SAM2AssistLib/engine/store.py
+  SAM2AssistLib/engine/tapering.py
   SAM2AssistLib/engine/tracker.py
   SAM2AssistLib/engine/views.py
   SAM2AssistLib/engine/worker.py
@@ -124,6 +125,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/mrml/desk.py
   SAM2AssistLib/mrml/edits.py
   SAM2AssistLib/mrml/export.py
+  SAM2AssistLib/mrml/finding.py
   SAM2AssistLib/mrml/first_run.py
   SAM2AssistLib/mrml/gestures.py
   SAM2AssistLib/mrml/grow_cut.py

@@ -159,6 +159,9 @@ class Job:
         if earlier is not None:
             state = replace(self._fused(state, earlier, 1 - self._heard(visit.index)), backed=True)
             mask = self.plane.tracker.mask_of(state)
+        elif self._is_lost(visit.index, state, gap):
+            state = self.recorder.record.findings.states[visit.index]
+            mask = self.plane.tracker.mask_of(state)
         self.found[visit.index] = state
         for states in (self.seen, self.found):
             if visit.forgotten in states:
@@ -169,6 +172,18 @@ class Job:
         """Return what was found on a slice before, where others than the tracker had a part in it."""
         state = self.recorder.record.findings.states.get(index)
         return state if state is not None and state.backed and self._corrected else None
+
+    def _is_lost(self, index: int, state: SliceState, gap: Gap | None) -> bool:
+        """Whether a segment is gone from a slice where it was, between two prompted ones that it is on.
+
+        No click beside it has meant that; the tracker has lost it. Where a prompt was taken away, though, what was
+        there may have been its doing.
+        """
+        findings = self.recorder.record.findings
+        was = findings.states.get(index)
+        if state.shows or was is None or not was.shows or not self.options.meet_between or gap is None:
+            return False
+        return self._shown(gap.low) and self._shown(gap.high) and findings.stale <= findings.conditioning.keys()
 
     @cached_property
     def _corrected(self) -> tuple[int, ...]:

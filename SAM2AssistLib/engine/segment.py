@@ -42,6 +42,7 @@ class PlacedPrompt:
         else None.
     before : (rows, columns) bool, what a click or a box that has corrected it found shown there; else None.
     reach : first and last slice of a box in three dimensions, else None.
+    is_guess : whether nobody has drawn it: its reach bounds a propagation, but says nothing of where the object ends.
     hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
     """
 
@@ -53,6 +54,7 @@ class PlacedPrompt:
     reach: tuple[int, int] | None = None
     hint: SliceState | None = None
     before: np.ndarray | None = None
+    is_guess: bool = False
 
     @property
     def drawn(self) -> np.ndarray:

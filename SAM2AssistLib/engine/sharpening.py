@@ -32,6 +32,7 @@ from SAM2AssistLib.engine.random_walk import (
     walk,
 )
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
+from SAM2AssistLib.engine.tapering import expected_areas, leaned, narrowed
 from SAM2AssistLib.engine.views import uncut
 
 if TYPE_CHECKING:
@@ -222,6 +223,10 @@ class _Walker:
         self.prompts = prompts
         clicks = (p for p in prompts if not p.is_box)
         self.clicked = [(p, float(plane.grey(p.index)[p.pixel(plane.shape)])) for p in clicks]
+        pixel_mm2 = float(np.prod(plane.spacing_mm))
+        self.expected = expected_areas(
+            findings, plane.slices, plane.distance_mm, pixel_mm2, lambda k: int(mask_of(k).sum())
+        )
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
@@ -280,12 +285,13 @@ class _Walker:
         return target, force
 
     def _changed(self, indices: range, found: Tensor, seeds: Tensor) -> Iterator[Settled]:
-        inside = ((found > 0.5) & (seeds != OUTSIDE) | (seeds == INSIDE)).cpu().numpy()
-        certain = seeds.cpu().numpy()
-        for k, settled, sown in zip(indices, inside, certain, strict=True):
+        for k, probable, sown in zip(indices, found, seeds, strict=True):
             if k not in self.free:
                 continue
-            _tidy(settled, sown, SPECK_MM2 / float(np.prod(self.plane.spacing_mm)))
+            if k in self.expected:
+                probable = narrowed(probable, sown != OUTSIDE, self.expected[k])  # noqa: PLW2901
+            settled = ((probable > 0.5) & (sown != OUTSIDE) | (sown == INSIDE)).cpu().numpy()  # noqa: PLR2004
+            _tidy(settled, sown.cpu().numpy(), SPECK_MM2 / float(np.prod(self.plane.spacing_mm)))
             mask = self.mask_of(k)
             if (mask[self.region.rows, self.region.columns] != settled).any():
                 new = mask.copy()
@@ -316,7 +322,10 @@ class _Walker:
         whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)
         whole[inside] = values
         odds = torch.from_numpy(whole[region.rows, region.columns]).to(self.device).clamp_(-PRIOR_LIMIT, PRIOR_LIMIT)
-        return grey, odds, torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
+        seeds = torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
+        if index in self.expected:
+            odds = leaned(odds, seeds != OUTSIDE, self.expected[index]).clamp_(-PRIOR_LIMIT, PRIOR_LIMIT)
+        return grey, odds, seeds
 
     def _sown(self, index: int) -> NDArray[np.int8]:
         """Return what the prompts make certain on a slice; the newest has the last word."""

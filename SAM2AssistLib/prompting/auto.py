@@ -320,13 +320,11 @@ class _Run:
         if template.box is not None:
             corners = np.array([turn.position_back(*corner) for corner in template.box])
             corners = np.stack([corners.min(axis=0), corners.max(axis=0)])
-            prompts.append(PlacedPrompt(new_id(), index, corners, np.array([2, 3]), reach=(first, last), hint=hint))
+            prompts.append(PlacedPrompt(new_id(), index, corners, np.array([2, 3])))
         for point, positive in zip(template.points, template.positive, strict=True):
             place = np.array([turn.position_back(*point)])
-            prompts.append(
-                PlacedPrompt(new_id(), index, place, np.array([int(positive)]), reach=(first, last), hint=hint)
-            )
-        return prompts
+            prompts.append(PlacedPrompt(new_id(), index, place, np.array([int(positive)])))
+        return [replace(prompt, reach=(first, last), hint=hint, is_guess=True) for prompt in prompts]
 
     def _mask_prompt(self, logits: Tensor) -> Tensor:
         """Bring a map to the session's slices and to the size of the network's masks."""
