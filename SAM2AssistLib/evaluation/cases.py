@@ -117,7 +117,7 @@ def find_cases(
     data : folder in one of the layouts.
     part : such as "test"; all cases with a reference if not given.
     only : names of cases; all if empty.
-    notes : gets a sentence if the part names cases that have no reference here.
+    notes : gets a sentence if the part names cases that have no reference here, unless cases are chosen by name.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def find_cases(
         if not cases:
             raise InputError(f"The part '{part}' of {data} names no case with a reference; choose another.")
         # Held-out cases may well have no labels here, but a name may be misspelt, too.
-        if absent and notes is not None:
+        if absent and notes is not None and not only:
             notes.append(
                 f"{len(absent)} of the {len(named)} cases of the part '{part}' have no image with a reference in "
                 f"{data} and are left out: {_listed(absent)}."
