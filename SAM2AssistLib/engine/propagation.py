@@ -177,7 +177,7 @@ class Job:
         """Whether a segment is gone from a slice where it was, between two prompted ones that it is on.
 
         No click beside it has meant that; the tracker has lost it. Where a prompt was taken away, though, what was
-        there may have been its doing.
+        there may have been its doing: then slices without a prompt are stale.
         """
         findings = self.recorder.record.findings
         was = findings.states.get(index)

@@ -162,7 +162,10 @@ class Findings:
         low, high = self.limits or NO_LIMITS
         old_low, old_high = before.limits or NO_LIMITS
         opened = ({low} if low < old_low else set()) | ({high} if high > old_high else set())
-        return replace(self, stale=before.stale | {index} | opened)
+        # Beside a prompt that was taken away slices are themselves in doubt, also if another one takes its place.
+        taken = {p.id for p in before.prompts} - {p.id for p in self.prompts}
+        beside = {index - 1, index + 1} if taken else set()
+        return replace(self, stale=before.stale | {index} | opened | beside)
 
     @property
     def conditioning(self) -> dict[int, SliceState]:

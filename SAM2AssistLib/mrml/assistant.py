@@ -151,7 +151,7 @@ class Assistant:
             self.surfaces.renew_one()
         return self.busy
 
-    def wait(self, seconds: float = 60.0) -> bool:
+    def wait(self, seconds: float = 300.0) -> bool:
         """Deliver until all is done, for scripts and tests; returns whether that came to pass."""
         return pump_until_done(self.pump, seconds)
 

@@ -81,3 +81,15 @@ def test_what_a_prompt_has_made_goes_with_it(scene, forgetful):
     session.remove_prompt(segment, session.prompts(segment)[1])
     run(session)
     assert LOST not in extent(session.mask(segment))
+
+
+def test_what_a_prompt_has_made_goes_also_if_another_one_takes_its_place(scene, forgetful):
+    session, segment = scene
+    for k in (2, 8):
+        boxed(session, segment, k)
+    run(session)
+    forgetful()
+    session.remove_prompt(segment, session.prompts(segment)[0])
+    boxed(session, segment, 2)
+    run(session)
+    assert LOST not in extent(session.mask(segment))
