@@ -164,7 +164,7 @@ class Findings:
         opened = ({low} if low < old_low else set()) | ({high} if high > old_high else set())
         # Beside a prompt that was taken away slices are themselves in doubt, also if another one takes its place.
         taken = {p.id for p in before.prompts} - {p.id for p in self.prompts}
-        beside = {index - 1, index + 1} if taken else set()
+        beside = {index - 1, index + 1} - {p.index for p in self.prompts} if taken else set()
         return replace(self, stale=before.stale | {index} | opened | beside)
 
     @property

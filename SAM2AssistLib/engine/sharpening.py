@@ -223,10 +223,18 @@ class _Walker:
         self.prompts = prompts
         clicks = (p for p in prompts if not p.is_box)
         self.clicked = [(p, float(plane.grey(p.index)[p.pixel(plane.shape)])) for p in clicks]
+        self.expected = self._expected_areas() if len(free) > 1 else {}
+
+    def _expected_areas(self) -> dict[int, float]:
+        plane, findings = self.plane, self.findings
+
+        def area_of(index: int) -> int:
+            # Others may have taken away what is not to be missed on the next slices.
+            found = plane.mask_of(findings, index, findings.states.get(index))
+            return max(int(found.sum()), int(self.mask_of(index).sum()))
+
         pixel_mm2 = float(np.prod(plane.spacing_mm))
-        self.expected = expected_areas(
-            findings, plane.slices, plane.distance_mm, pixel_mm2, lambda k: int(mask_of(k).sum())
-        )
+        return expected_areas(findings, plane.slices, plane.distance_mm, pixel_mm2, area_of)
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
@@ -321,11 +329,11 @@ class _Walker:
         values, inside = uncut(state.logits, state.view, self.plane.shape)
         whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)
         whole[inside] = values
-        odds = torch.from_numpy(whole[region.rows, region.columns]).to(self.device).clamp_(-PRIOR_LIMIT, PRIOR_LIMIT)
+        odds = torch.from_numpy(whole[region.rows, region.columns]).to(self.device)
         seeds = torch.from_numpy(self._sown(index)[region.rows, region.columns]).to(self.device)
         if index in self.expected:
-            odds = leaned(odds, seeds != OUTSIDE, self.expected[index]).clamp_(-PRIOR_LIMIT, PRIOR_LIMIT)
-        return grey, odds, seeds
+            odds = leaned(odds, seeds != OUTSIDE, self.expected[index])
+        return grey, odds.clamp(-PRIOR_LIMIT, PRIOR_LIMIT), seeds
 
     def _sown(self, index: int) -> NDArray[np.int8]:
         """Return what the prompts make certain on a slice; the newest has the last word."""

@@ -17,9 +17,15 @@ from torch import Tensor
 from SAM2AssistLib.engine.segment import Findings
 
 LAST_SHARE = 0.03
-"""Of the area in the middle, what is left on the last slice."""
+"""Of the area in the middle, what is left at the very end."""
+LEAST_SLICES = 3
+"""Fewer have no slices between their middle and their ends."""
 WIDTHS = 1.5
 """Something long tapers over so many of its widths at most, something short over all of the way to its middle."""
+MOST_DOUBT = 4.0
+"""Log odds that are taken off at most, and..."""
+CERTAIN = 0.9
+"""...probability from which a pixel stays, whatever is expected: what ends bluntly, and can be seen to, is left alone."""
 GROWTHS = torch.arange(0.0, 5.01, 0.25)
 """Log odds that may be added where a mask is too small..."""
 GROWTH_SPREAD, AREA_SPREAD = 1.0, 0.3
@@ -33,7 +39,8 @@ def expected_areas(
 ) -> dict[int, float]:
     """Tell how large a segment is to be expected between its prompted slices and the ends that a user has told.
 
-    An end at that of the volume tells nothing, for there the segment may be cut off.
+    An end at that of the volume tells nothing, for there the segment may be cut off. Neither do several 3D boxes, which
+    may be around several parts, nor one of two slices.
 
     Parameters
     ----------
@@ -46,26 +53,30 @@ def expected_areas(
     -------
     Pixels by slice, without the prompted slices; empty where no end was told.
     """
-    boxes = [p.index for p in findings.prompts if p.reach is not None and not p.is_guess]
-    limits = findings.limits
-    if not boxes or limits is None:
+    told = [p for p in findings.prompts if p.reach is not None and not p.is_guess]
+    if len(told) != 1 or told[0].reach is None:
         return {}
+    (first, last), at = told[0].reach, told[0].index
     shown = {k: area for k in {p.index for p in findings.prompts} if (area := area_of(k))}
-    middle = max(boxes, key=lambda k: shown.get(k, 0))
-    if middle not in shown:
+    if at not in shown or last - first < LEAST_SLICES - 1:
         return {}
-    most_mm = WIDTHS * math.sqrt(shown[middle] * pixel_mm2)
+    # A box in three dimensions is drawn on the slice before its middle if their number is even.
+    middle = (first + last) / 2 if at == (first + last) // 2 else at
+    most_mm = WIDTHS * math.sqrt(shown[at] * pixel_mm2)
     expected: dict[int, float] = {}
-    for end in limits:
-        if end in (0, slices - 1, middle):
+    for end in (first, last):
+        if end in (0, slices - 1, at):
             continue
-        way = range(min(end, middle), max(end, middle) + 1)
-        away_mm = distance_mm * abs(np.array(way) - end)
-        shares = _share_of_middle(away_mm / min(most_mm, float(away_mm.max())))
+        way = range(min(end, at), max(end, at) + 1)
+        # An object ends half a slice beyond the last one that it is on.
+        away_mm = distance_mm * (abs(np.array(way) - end) + 0.5)
+        shares = _share_of_middle(away_mm / min(most_mm, distance_mm * (abs(middle - end) + 0.5)))
         share = dict(zip(way, shares.tolist(), strict=True))
         places = sorted(shown.keys() & share.keys())
         full = np.interp(way, places, [math.log(shown[k] / share[k]) for k in places])
-        expected |= {k: share[k] * math.exp(f) for k, f in zip(way, full, strict=True) if k not in shown}
+        # Prompts on the last slices must not make those before them larger than any that is shown.
+        most = max(shown[k] for k in places)
+        expected |= {k: min(share[k] * math.exp(f), most) for k, f in zip(way, full, strict=True) if k not in shown}
     return expected
 
 
@@ -85,15 +96,17 @@ def leaned(odds: Tensor, allowed: Tensor, area: float) -> Tensor:
     said = odds[allowed]
     found = int((said > 0).sum())
     if found > area:
-        return odds - _least_of(said, area)
-    areas = (said[None] > -GROWTHS.to(said)[:, None]).sum(dim=1).float()
+        return odds - min(_least_of(said, area), MOST_DOUBT)
+    # How many pixels each growth would bring in, counted in one pass.
+    steps = torch.bucketize(-said, GROWTHS.to(said), right=True)
+    areas = torch.bincount(steps, minlength=len(GROWTHS) + 1).cumsum(0)[: len(GROWTHS)].float()
     apart = ((areas + FEW) / (area + FEW)).log_().div_(AREA_SPREAD)
     cost = apart**2 + (GROWTHS.to(said) / GROWTH_SPREAD) ** 2
     return odds + float(GROWTHS[int(cost.argmin())])
 
 
 def narrowed(found: Tensor, allowed: Tensor, area: float) -> Tensor:
-    """Take the least probable pixels off a slice that is larger than expected.
+    """Take the least probable pixels off a slice that is larger than expected, but none that is certain.
 
     Parameters
     ----------
@@ -104,7 +117,8 @@ def narrowed(found: Tensor, allowed: Tensor, area: float) -> Tensor:
     inside = (found > 0.5) & allowed  # noqa: PLR2004 - as probable as not
     if int(inside.sum()) <= area:
         return found
-    return found.masked_fill(inside & (found < _least_of(found[inside], area)), 0.0)
+    least = min(_least_of(found[inside], area), CERTAIN)
+    return found.masked_fill(inside & (found < least), 0.0)
 
 
 def _least_of(values: Tensor, area: float) -> float:
