@@ -25,7 +25,7 @@ WIDTHS = 1.5
 MOST_DOUBT = 4.0
 """Log odds that are taken off at most, and..."""
 CERTAIN = 0.9
-"""...probability from which a pixel stays, whatever is expected: what ends bluntly, and can be seen to, is left alone."""
+"""...probability from which a pixel stays, whatever is expected: what can be seen to end bluntly is left alone."""
 GROWTHS = torch.arange(0.0, 5.01, 0.25)
 """Log odds that may be added where a mask is too small..."""
 GROWTH_SPREAD, AREA_SPREAD = 1.0, 0.3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from SAM2AssistLib import CTVolume
 from SAM2AssistLib.engine import sharpening
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
-from SAM2AssistLib.engine.tapering import expected_areas, leaned, narrowed
+from SAM2AssistLib.engine.tapering import CERTAIN, expected_areas, leaned, narrowed
 from SAM2AssistLib.overlap import dice
 
 SLICES = 40
@@ -114,12 +114,13 @@ def test_what_is_too_large_is_brought_down_to_what_is_expected_and_what_is_too_s
 
 
 @given(area=st.floats(0, 600), seed=st.integers(0, 9))
-def test_only_the_least_probable_pixels_are_taken_off(area, seed):
+def test_only_the_least_probable_pixels_are_taken_off_and_none_that_is_certain(area, seed):
     found, everywhere = some_odds(seed).sigmoid(), torch.ones(24, 24, dtype=torch.bool)
-    left = narrowed(found, everywhere, area)
-    inside, kept = found > 0.5, left > 0.5
-    assert int(kept.sum()) == min(int(inside.sum()), max(1, int(area)))
-    assert found[kept].min() >= found[inside & ~kept].max() if (inside & ~kept).any() else bool((kept == inside).all())
+    inside = found > 0.5
+    kept = narrowed(found, everywhere, area) > 0.5
+    certain, gone = int((found >= CERTAIN).sum()), inside & ~kept
+    assert int(kept.sum()) == min(int(inside.sum()), max(1, int(area), certain))
+    assert not gone.any() or found[kept].min() >= found[gone].max()
 
 
 def test_what_a_box_forbids_does_not_count_as_found():
