@@ -80,9 +80,7 @@ def _slices_of_box(placed: PlacedPrompt) -> tuple[int, int]:
     One in three dimensions is drawn on its middle slice. Auto-Segment draws it where it is surest: in three dimensions
     such a box would come back on another slice than the one that it fits.
     """
-    if placed.reach is not None and placed.index == sum(placed.reach) // 2:
-        return placed.reach
-    return placed.index, placed.index
+    return placed.reach if placed.reach is not None and placed.is_on_middle else (placed.index, placed.index)
 
 
 def _within(volume: CTVolume, index_kji: NDArray[np.float64]) -> tuple[float, float, float]:

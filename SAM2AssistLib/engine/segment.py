@@ -93,6 +93,11 @@ class PlacedPrompt:
         return len(self.labels) == 2  # noqa: PLR2004 - two corners
 
     @property
+    def is_on_middle(self) -> bool:
+        """Whether it lies where a 3D box is drawn: on the middle slice of its reach, or just before the middle."""
+        return self.reach is not None and self.index == sum(self.reach) // 2
+
+    @property
     def size_bytes(self) -> int:
         """Bytes that its masks and its hint hold."""
         masks = sum(mask.nbytes for mask in (self.mask, self.before) if mask is not None)

@@ -57,11 +57,13 @@ def expected_areas(
     if len(told) != 1 or told[0].reach is None:
         return {}
     (first, last), at = told[0].reach, told[0].index
-    shown = {k: area for k in {p.index for p in findings.prompts} if (area := area_of(k))}
-    if at not in shown or last - first < LEAST_SLICES - 1:
+    if last - first < LEAST_SLICES - 1:
         return {}
-    # A box in three dimensions is drawn on the slice before its middle if their number is even.
-    middle = (first + last) / 2 if at == (first + last) // 2 else at
+    shown = {k: area for k in {p.index for p in findings.prompts} if (area := area_of(k))}
+    if at not in shown:
+        return {}
+    # Between two slices where the number of slices is even.
+    middle = (first + last) / 2 if told[0].is_on_middle else at
     most_mm = WIDTHS * math.sqrt(shown[at] * pixel_mm2)
     expected: dict[int, float] = {}
     for end in (first, last):

@@ -22,7 +22,7 @@ from SAM2AssistLib.mrml.nodes import follow_name, keep_codes
 from SAM2AssistLib.mrml.observing import Observation, forget, observe
 from SAM2AssistLib.mrml.painting import Painter
 from SAM2AssistLib.mrml.prompt_nodes import SEGMENT, PromptNodes
-from SAM2AssistLib.mrml.propagating import Propagating
+from SAM2AssistLib.mrml.propagating import End, Propagating
 from SAM2AssistLib.mrml.surfaces import Surfaces
 from SAM2AssistLib.mrml.turning import Turning
 from SAM2AssistLib.mrml.volumes import array_view, voxel_state
@@ -31,7 +31,6 @@ from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
 
-End = Callable[["BaseException | None"], None]
 Prompts = Mapping[str, tuple[Gesture, ...]]
 
 

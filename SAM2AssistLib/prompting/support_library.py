@@ -31,7 +31,7 @@ from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
 from SAM2AssistLib.prompting.orientation import Orientation
-from SAM2AssistLib.prompting.support import Support, SupportCase, support_steps
+from SAM2AssistLib.prompting.support import Support, SupportCase, masks_by_name, support_steps
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.volume import CTVolume, Window
 
@@ -171,10 +171,9 @@ class SupportLibrary:
     def case(self, name: str) -> SupportCase:
         """Read a case as it was added."""
         self.entry(name)
-        place = self._place(name)
-        volume = CTVolume.read(place / IMAGE_FILE)
-        named, geometry = read_segmentation(place / MASK_FILE)
-        return SupportCase(name, volume, {m.name: m.mask for m in masks_on_grid_of(volume, named, geometry)})
+        volume = CTVolume.read(self._place(name) / IMAGE_FILE)
+        named, geometry = read_segmentation(self.masks_file(name))
+        return SupportCase(name, volume, masks_by_name(masks_on_grid_of(volume, named, geometry)))
 
     def masks_file(self, name: str) -> Path:
         """Return the file with the masks of a case."""
