@@ -64,7 +64,7 @@ def program(name: str) -> str:
 
 def call(*command: object) -> str:
     """Run a program to its end and give all it says."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
     return done.stdout + done.stderr
 
 

@@ -25,7 +25,7 @@ def slices_visited_after(leave: Callable[[], object], worker: Worker, monkeypatc
     monkeypatch.setattr(Tracker, "advance", lambda tracker, lanes: visits.append(lanes) or advance(tracker, lanes))
     (thread,) = (thread for thread in threading.enumerate() if thread in worker._pool._threads)
     leave()
-    thread.join(60)
+    thread.join(300)
     assert not thread.is_alive()
     return len(visits)
 

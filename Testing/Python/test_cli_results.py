@@ -82,7 +82,7 @@ def test_a_result_that_cannot_be_told_of_is_there_and_one_sentence_says_so() -> 
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
             env=quiet_environment(),
         )
     assert done.returncode == 2

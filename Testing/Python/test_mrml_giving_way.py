@@ -61,14 +61,14 @@ class Gate:
         for number in range(count):
             if number == 1:
                 self.reached.set()
-                assert self.opened.wait(30)
+                assert self.opened.wait(300)
             yield item
 
     def close_behind(self, workspace: Workspace, index: int = 5) -> None:
         """Begin a warm-up that is in the midst of it when this returns."""
         workspace.desk.warm_up = lambda _index: self.reports(Progress(0, 1), 1000)  # type: ignore[method-assign]
         workspace.warm_up(index)
-        assert self.reached.wait(30)
+        assert self.reached.wait(300)
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_a_second_auto_segment_fills_the_segments_of_the_first(desk: Desk, gate:
     first.on_end = lambda error: (told(error), ended.set())  # type: ignore[func-returns-value]
 
     def second(wanted: dict[str, str], *_: Any) -> Iterator[Any]:
-        assert ended.wait(30)
+        assert ended.wait(300)
         filled.extend(s for s in wanted.values() if desk.segmentation.GetSegmentation().GetSegment(s))
         yield Progress(0, 1)
 

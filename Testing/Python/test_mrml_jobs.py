@@ -159,7 +159,7 @@ def test_a_cancelled_export_leaves_the_older_file_and_nothing_else(
     folder.mkdir()
     (folder / name).write_bytes(OLDER)
     # The export waits its turn, so that it cannot be done before it is cancelled.
-    office.desk.assistant.worker.submit("something long", lambda: (go_on.wait(20),), lambda _: None, lambda _: None)
+    office.desk.assistant.worker.submit("something long", lambda: (go_on.wait(300),), lambda _: None, lambda _: None)
     office.write(kind, folder / name)
     office.panel.cancel()
     go_on.set()
@@ -183,7 +183,7 @@ def test_an_export_that_is_cancelled_in_the_midst_of_it_leaves_the_older_file(
     def waiting(real: Callable[..., Any]) -> Callable[..., Any]:
         def wait(*given: Any, **named: Any) -> Any:
             began.set()
-            go_on.wait(20)
+            go_on.wait(300)
             return real(*given, **named)
 
         return wait
@@ -191,7 +191,7 @@ def test_an_export_that_is_cancelled_in_the_midst_of_it_leaves_the_older_file(
     monkeypatch.setattr(export.gzip, "GzipFile", waiting(export.gzip.GzipFile))
     monkeypatch.setattr(dicom_seg, "make_dicom_seg", waiting(dicom_seg.make_dicom_seg))
     office.write(kind, folder / name)
-    assert began.wait(20)
+    assert began.wait(300)
     office.panel.cancel()
     go_on.set()
     office.settle()
@@ -280,7 +280,7 @@ def test_a_cancelled_addition_to_the_support_library_leaves_nothing_there(
     def waiting(real: Callable[..., Any]) -> Callable[..., Any]:
         def wait(*given: Any) -> Any:
             began.set()
-            go_on.wait(20)
+            go_on.wait(300)
             return real(*given)
 
         return wait
@@ -290,7 +290,7 @@ def test_a_cancelled_addition_to_the_support_library_leaves_nothing_there(
     else:
         monkeypatch.setattr(support_library, "write_segmentation", waiting(support_library.write_segmentation))
     office.panel.add_to_support_library()
-    assert began.wait(20)
+    assert began.wait(300)
     office.panel.cancel()
     go_on.set()
     office.settle()
@@ -391,7 +391,7 @@ def test_loading_the_model_is_shown_and_a_cancel_meanwhile_leaves_the_click_on_i
     go_on, engine = threading.Event(), quick_engine()
 
     def slow(_choice: Any) -> Any:
-        go_on.wait(20)
+        go_on.wait(300)
         return engine
 
     desk = office.desk

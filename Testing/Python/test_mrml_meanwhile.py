@@ -72,7 +72,7 @@ def test_a_click_that_ends_auto_segment_stays_with_what_that_has_found(
 
     engine.auto = auto  # type: ignore[method-assign]
     desk.workspace.auto_segment({"liver": liver}, None, [], lambda _verdicts: None)
-    assert begun.wait(30)
+    assert begun.wait(300)
     clicked = liver if among_them else desk.segment
     desk.do(clicked, point(desk.ct, LEFT))
     assert agrees(desk, liver, RIGHT, *([LEFT] if among_them else []))

@@ -218,7 +218,7 @@ def test_the_panel_can_be_shown_before_torch_and_scikit_image_are_installed() ->
         "import sys; import SAM2AssistLib.mrml.panel, SAM2AssistLib.mrml.first_run;"
         "print([name for name in ('torch', 'skimage', 'sam2', 'typer', 'safetensors') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert found.stdout.strip() == "[]"
 
 

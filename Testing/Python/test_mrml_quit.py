@@ -95,7 +95,7 @@ def test_quitting_while_a_file_is_written_leaves_no_part_of_it(working: Any, tmp
     panel.save_nrrd(str(tmp_path / "result.seg.nrrd"))
     (thread,) = [t for t in threading.enumerate() if t in desk.assistant.worker._pool._threads]
     leave(desk, panel)
-    thread.join(20)
+    thread.join(300)
     assert [p.name for p in tmp_path.iterdir() if p.name != "result.seg.nrrd"] == []
 
 
@@ -130,7 +130,7 @@ with a_scene() as scene:
 def test_a_process_that_is_left_while_the_engine_works_ends_by_itself_and_says_nothing(tidy: bool) -> None:
     """Tidily as the module does, and without: a program that has just come to its end."""
     program = PROGRAM.format(root=str(ROOT), tests=str(Path(__file__).parent), tidy=tidy)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "quit"), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
