@@ -47,6 +47,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/lean_decoder.py
   SAM2AssistLib/engine/lean_image.py
   SAM2AssistLib/engine/lean_memory.py
+  SAM2AssistLib/engine/likeness.py
   SAM2AssistLib/engine/loading.py
   SAM2AssistLib/engine/local_clicks.py
   SAM2AssistLib/engine/local_corrections.py

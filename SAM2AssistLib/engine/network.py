@@ -145,6 +145,11 @@ class Network:
         self.encoder.features(keys)
 
     @_inference
+    def features_of(self, index: int, view: View) -> SliceFeatures:
+        """Return what the encoder sees on a slice through a view."""
+        return self.encoder.features([(index, view)])[0]
+
+    @_inference
     def from_points(
         self,
         index: int,

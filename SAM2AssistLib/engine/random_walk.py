@@ -30,14 +30,16 @@ PRIOR_WEIGHT = 0.02
 PRIOR_LIMIT = 7.0
 """Log odds beyond which no prior is believed."""
 GREY_WEIGHT = 1.0
-"""How much the log odds of the grey values count beside the network's."""
+"""How much the log odds of the grey values count beside the network's, and..."""
+GREY_WEIGHT_BESIDE = 0.5
+"""...how much where the encoder's features have their say as well (`likeness`)."""
 GREY_BINS, GREY_LIMIT = 40, 3.0
-GREY_REACH_MM = 12.0
-"""How far around the segment its surroundings are looked at in-plane for their grey values."""
+REACH_MM = 12.0
+"""How far around the segment its surroundings are looked at in-plane for what they look like."""
 NEARLY = 0.3
 """Probability from which a voxel counts as the segment's when its surroundings are looked at."""
 SEED_SHARE = 20.0
-"""How many voxels a seeded one counts for among the grey values of the segment."""
+"""How many voxels a seeded one counts for when it is looked at what the segment looks like."""
 BREATH = 4
 FIXED = 1e3
 """Force towards what is certain."""
@@ -76,14 +78,29 @@ def grey_odds(image: Tensor, prior: Tensor, seeds: Tensor, spacing_mm: Sequence[
     -------
     Log odds by grey value, (`GREY_BINS` + 1); look them up with `grey_bins`.
     """
-    rows, columns = (max(1, round(GREY_REACH_MM / s)) for s in spacing_mm[1:])
-    down = F.max_pool2d(prior[:, None], (2 * rows + 1, 1), 1, (rows, 0))
-    around = F.max_pool2d(down, (1, 2 * columns + 1), 1, (0, columns))[:, 0] > NEARLY
+    around = surroundings(prior, spacing_mm)
     segment = torch.where(seeds == INSIDE, SEED_SHARE, prior * (seeds != OUTSIDE)) * around
     others = torch.where(seeds == OUTSIDE, 1.0, (1 - prior) * (seeds != INSIDE)) * around
     bins = grey_bins(image).flatten()
     inside, outside = (_smooth_histogram(bins, weight.flatten()) for weight in (segment, others))
     return (inside / outside).log_().clamp_(-GREY_LIMIT, GREY_LIMIT)
+
+
+def surroundings(prior: Tensor, spacing_mm: Sequence[float]) -> Tensor:
+    """Tell which voxels are in a segment or around it.
+
+    Parameters
+    ----------
+    prior : (k, j, i) probability of the segment.
+    spacing_mm : (k, j, i).
+
+    Returns
+    -------
+    (k, j, i) bool.
+    """
+    rows, columns = (max(1, round(REACH_MM / s)) for s in spacing_mm[1:])
+    down = F.max_pool2d(prior[:, None], (2 * rows + 1, 1), 1, (rows, 0))
+    return F.max_pool2d(down, (1, 2 * columns + 1), 1, (0, columns))[:, 0] > NEARLY
 
 
 def grey_bins(image: Tensor) -> Tensor:

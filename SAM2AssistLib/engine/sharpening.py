@@ -1,7 +1,7 @@
 """Masks settle on the edges of the image once they have been propagated, and at once on a slice that is clicked.
 
-See `random_walk` for the method. The network's own states are left as they are: what it remembers, and what it is asked
-next, does not depend on it.
+See `random_walk` for the method, and `likeness` for what the encoder's features have to say. The network's own states
+are left as they are: what it remembers, and what it is asked next, does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
+from SAM2AssistLib.engine.likeness import likeness
 from SAM2AssistLib.engine.random_walk import (
     BREATH,
     FIXED,
     GREY_WEIGHT,
+    GREY_WEIGHT_BESIDE,
     INSIDE,
     OUTSIDE,
     PRIOR_LIMIT,
@@ -224,6 +226,7 @@ class _Walker:
         clicks = (p for p in prompts if not p.is_box)
         self.clicked = [(p, float(plane.grey(p.index)[p.pixel(plane.shape)])) for p in clicks]
         self.expected = self._expected_areas() if len(free) > 1 else {}
+        self.alike: dict[int, Tensor] | None = None
 
     def _expected_areas(self) -> dict[int, float]:
         plane, findings = self.plane, self.findings
@@ -238,9 +241,13 @@ class _Walker:
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
+        if len(self.free) > 1:
+            states = {k: self.findings.states[k] for k in sorted(self.free)}
+            self.alike = yield from likeness(self.plane, states, self._sown)
         coarse = yield from self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
-        greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
+        weight = GREY_WEIGHT if self.alike is None else GREY_WEIGHT_BESIDE
+        greys = weight * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
         target, force = self._wish(self.slices, coarse, greys)
         ways = self._ways(self.slices, coarse.image, spacing)
         found = yield from walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)
@@ -326,7 +333,7 @@ class _Walker:
             mask = torch.from_numpy(self.mask_of(index)[region.rows, region.columns].copy()).to(self.device)
             return grey, (mask.float() * 2 - 1) * PRIOR_LIMIT, torch.where(mask, INSIDE, OUTSIDE).to(torch.int8)
         state = self.findings.states[index]
-        values, inside = uncut(state.logits, state.view, self.plane.shape)
+        values, inside = uncut(self._said(index), state.view, self.plane.shape)
         whole = np.full(self.plane.shape, -PRIOR_LIMIT, np.float32)
         whole[inside] = values
         odds = torch.from_numpy(whole[region.rows, region.columns]).to(self.device)
@@ -334,6 +341,14 @@ class _Walker:
         if index in self.expected:
             odds = leaned(odds, seeds != OUTSIDE, self.expected[index])
         return grey, odds.clamp(-PRIOR_LIMIT, PRIOR_LIMIT), seeds
+
+    def _said(self, index: int) -> Tensor:
+        """Return the network's log odds of a slice, on its own grid, with what the encoder's features say of them."""
+        logits = self.findings.states[index].logits
+        if self.alike is None:
+            return logits
+        alike = F.interpolate(self.alike[index][None, None], size=logits.shape[-2:], mode="bilinear")[0, 0]
+        return logits.float().clamp(-PRIOR_LIMIT, PRIOR_LIMIT) + alike.to(logits.device)
 
     def _sown(self, index: int) -> NDArray[np.int8]:
         """Return what the prompts make certain on a slice; the newest has the last word."""

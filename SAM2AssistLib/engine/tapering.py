@@ -18,6 +18,8 @@ from SAM2AssistLib.engine.segment import Findings
 
 LAST_SHARE = 0.03
 """Of the area in the middle, what is left at the very end."""
+BEYOND = 0.25
+"""Slices by which an object ends beyond the last one that it is on."""
 LEAST_SLICES = 3
 """Fewer have no slices between their middle and their ends."""
 WIDTHS = 1.5
@@ -70,9 +72,8 @@ def expected_areas(
         if end in (0, slices - 1, at):
             continue
         way = range(min(end, at), max(end, at) + 1)
-        # An object ends half a slice beyond the last one that it is on.
-        away_mm = distance_mm * (abs(np.array(way) - end) + 0.5)
-        shares = _share_of_middle(away_mm / min(most_mm, distance_mm * (abs(middle - end) + 0.5)))
+        away_mm = distance_mm * (abs(np.array(way) - end) + BEYOND)
+        shares = _share_of_middle(away_mm / min(most_mm, distance_mm * (abs(middle - end) + BEYOND)))
         share = dict(zip(way, shares.tolist(), strict=True))
         places = sorted(shown.keys() & share.keys())
         full = np.interp(way, places, [math.log(shown[k] / share[k]) for k in places])

@@ -1,0 +1,198 @@
+"""What the image encoder sees in a segment: one more opinion, beside the network's masks and the grey values.
+
+On every slice a network answers anew, and what it gets wrong on one it may have right on twenty others. So the features
+of what it takes for the segment are compared with those of what lies around it, over all slices together: Fisher's
+linear discriminant (1936) between them tells what else looks like the segment, as far as a straight line can. As in
+SAM2-SP the features that speak are those of the most confident voxels; here a click or a box makes some certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's usual name
+
+from SAM2AssistLib.engine.encoder import SliceFeatures
+from SAM2AssistLib.engine.memory import SliceState
+from SAM2AssistLib.engine.random_walk import BREATH, INSIDE, OUTSIDE, SEED_SHARE, surroundings
+from SAM2AssistLib.engine.views import cut
+
+if TYPE_CHECKING:
+    from SAM2AssistLib.engine.plane import Plane
+
+Seeds = NDArray[np.int8]
+
+MOST_CELLS = 64
+"""Cells along a side of the grid on which features are compared; models with finer ones are looked at as coarsely."""
+RIDGE = 0.01
+"""Share of its variance that is added to each feature, for many features and few cells."""
+ODDS_LIMIT = 3.0
+"""Log odds beyond which this is not believed either."""
+LEAST_PIXELS = 20
+"""Fewer inside or outside teach nothing."""
+MOST_SLICES = 64
+"""It is learned from so many, of more from some evenly spread."""
+SOWN_SHARE = 0.3
+"""Of a cell, that has to be certain for the cell to be."""
+
+
+def likeness(
+    plane: Plane, states: Mapping[int, SliceState], sown: Callable[[int], Seeds]
+) -> Generator[None, None, dict[int, Tensor] | None]:
+    """Tell how much what is seen on slices looks like a segment, by what is learned from all of them.
+
+    Parameters
+    ----------
+    plane : the slices.
+    states : what the network says of some of them.
+    sown : gives what prompts make certain on a slice, (rows, columns) of `INSIDE`, `OUTSIDE` and 0.
+
+    Yields
+    ------
+    None
+        Now and then, so that whoever waits can be called away.
+
+    Returns
+    -------
+    Log odds by slice, (G, G) over the view of its state, in host memory; None where there is nothing to learn from.
+    """
+    learner, indices = Learner(), sorted(states)
+    for place, k in enumerate(indices[:: -(-len(indices) // MOST_SLICES)], 1):
+        if place % BREATH == 0:
+            yield
+        inside, outside = _said(plane, states[k], sown(k))
+        if inside.any():
+            learner.look(plane.network.features_of(k, states[k].view), inside, outside)
+    learned = learner.learned()
+    if learned is None:
+        return None
+    odds = {}
+    for place, k in enumerate(indices, 1):
+        if place % BREATH == 0:
+            yield
+        odds[k] = learned.odds(plane.network.features_of(k, states[k].view)).cpu()
+    return odds
+
+
+def _said(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
+    """Return how many pixels of each cell count as the segment, and as what lies around it."""
+    side, view, device = min(MOST_CELLS, state.logits.shape[-1]), state.view, plane.network.device
+    prior = F.adaptive_avg_pool2d(state.logits.to(device).float().sigmoid()[None], side)[0]
+    inside, outside = (
+        cut((seeds == word).astype(np.float32), view, side, 0.0).to(device) > SOWN_SHARE for word in (INSIDE, OUTSIDE)
+    )
+    rows, columns = view.rows / side, view.columns / side
+    row_mm, column_mm = plane.spacing_mm
+    near = surroundings(prior[None], (plane.distance_mm, rows * row_mm, columns * column_mm))[0] | inside
+    pixels = near * (rows * columns)
+    segment = torch.where(inside, SEED_SHARE, prior * ~outside)
+    others = torch.where(outside, 1.0, 1 - prior) * ~inside
+    return segment * pixels, others * pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """How much more features look like a segment than like what lies around it.
+
+    Attributes
+    ----------
+    weights : of the features of each level.
+    offset : log odds of features that are all zero.
+    """
+
+    weights: tuple[Tensor, ...]
+    offset: float
+
+    def odds(self, features: SliceFeatures) -> Tensor:
+        """Return log odds of a slice's cells, (G, G) on the grid of `grid_of`."""
+        side = grid_of(features)
+        odds = torch.full((1, 1, side, side), self.offset, device=features.plain.device)
+        for level, weights in zip(_levels(features), self.weights, strict=True):
+            odds += _resized(torch.einsum("c,chw->hw", weights.to(level), level)[None, None], side)
+        return odds[0, 0].clamp_(-ODDS_LIMIT, ODDS_LIMIT)
+
+
+class Learner:
+    """Looks at slices one after the other, and tells then what sets a segment apart."""
+
+    def __init__(self) -> None:
+        self._inside = self._outside = _Moments(0.0, 0, 0)
+        self._widths: list[int] = []
+
+    def look(self, features: SliceFeatures, inside: Tensor, outside: Tensor) -> None:
+        """Take in one slice.
+
+        Parameters
+        ----------
+        features : of the slice.
+        inside, outside : (G, G) on the grid of `grid_of`, how many pixels of each cell count as the segment, and as
+            what lies around it.
+        """
+        levels = _levels(features)
+        self._widths = [len(level) for level in levels]
+        # For want of memory the network may have gone elsewhere when it was asked for the features.
+        inside, outside = (weights.to(features.plain.device) for weights in (inside, outside))
+        seen = (inside + outside) > 0
+        side = grid_of(features)
+        cells = torch.cat([_resized(level[None], side)[0, :, seen] for level in levels]).T  # (n, C)
+        self._inside += _Moments.of(cells, inside[seen])
+        self._outside += _Moments.of(cells, outside[seen])
+
+    def learned(self) -> Likeness | None:
+        """Return what has been learned, or None if that is nothing."""
+        if min(self._inside.count, self._outside.count) < LEAST_PIXELS:
+            return None
+        inside, outside = self._inside.mean, self._outside.mean
+        spread = (self._inside.covariance + self._outside.covariance) / 2
+        variances = spread.diagonal().clone()
+        spread += torch.diag(variances * RIDGE + variances.mean().clamp_min(1e-12) * 1e-6)
+        weights = torch.linalg.solve(spread, inside - outside)
+        offset = -float((inside + outside) @ weights) / 2
+        return Likeness(weights.float().split(self._widths), offset)
+
+
+def grid_of(features: SliceFeatures) -> int:
+    """Return how many cells the grid has along a side, on which the features of a slice are compared."""
+    return min(MOST_CELLS, features.fine.shape[-1])
+
+
+def _levels(features: SliceFeatures) -> list[Tensor]:
+    return [level.float() for level in (features.fine, features.middle, features.plain)]
+
+
+def _resized(planes: Tensor, side: int) -> Tensor:
+    if planes.shape[-1] > side:
+        return F.adaptive_avg_pool2d(planes, side)
+    return F.interpolate(planes, size=(side, side), mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Weighted sums over cells; in double precision, in which no difference of large ones is lost."""
+
+    count: float
+    first: Tensor | int
+    second: Tensor | int
+
+    @staticmethod
+    def of(cells: Tensor, weights: Tensor) -> _Moments:
+        weighted = cells * weights[:, None]
+        # Not every device knows double precision.
+        return _Moments(float(weights.sum()), weighted.sum(0).cpu().double(), (weighted.T @ cells).cpu().double())
+
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(self.count + other.count, self.first + other.first, self.second + other.second)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.as_tensor(self.first) / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        return torch.as_tensor(self.second) / self.count - torch.outer(self.mean, self.mean)

@@ -1,0 +1,190 @@
+"""What the encoder sees in a segment is learned from all of its slices, and has a say when masks settle."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from blobs import TwoBlobs, draw_box, run, two_blobs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SAM2AssistLib.engine import sharpening
+from SAM2AssistLib.engine.encoder import SliceFeatures
+from SAM2AssistLib.engine.likeness import MOST_CELLS, MOST_SLICES, ODDS_LIMIT, Learner, grid_of, likeness
+from SAM2AssistLib.engine.loading import Engine
+from SAM2AssistLib.engine.memory import SliceState
+from SAM2AssistLib.engine.random_walk import INSIDE, OUTSIDE
+from SAM2AssistLib.engine.segment import Segment
+from SAM2AssistLib.engine.session import Session
+from SAM2AssistLib.engine.views import View
+
+
+def features(image: torch.Tensor, width: int = 2, noise: float = 0.1, seed: int = 0) -> SliceFeatures:
+    """Features of a slice (S, S), of which the first of each level shows it; the others are noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def level(side: int) -> torch.Tensor:
+        planes = noise * torch.randn(width, side, side, generator=generator)
+        planes[0] += torch.nn.functional.adaptive_avg_pool2d(image[None, None], side)[0, 0]
+        return planes
+
+    side = image.shape[-1]
+    return SliceFeatures(level(side), level(side // 2), level(side // 4))
+
+
+def a_disc(side: int = 32, radius: float = 8.0) -> torch.Tensor:
+    rows, columns = np.indices((side, side)) - (side - 1) / 2
+    return torch.from_numpy((rows**2 + columns**2 < radius**2).astype(np.float32))
+
+
+def learned_from(*slices: tuple[SliceFeatures, torch.Tensor]):
+    learner = Learner()
+    for seen, inside in slices:
+        learner.look(seen, inside, 1 - inside)
+    return learner.learned()
+
+
+def test_a_slice_on_which_the_network_was_wrong_is_told_by_the_others():
+    disc = a_disc()
+    wrong = disc.clone()
+    wrong[:, :16] = 0
+    slices = [(features(disc, seed=n), disc) for n in range(4)] + [(features(disc, seed=9), wrong)]
+    learned = learned_from(*slices)
+    odds = learned.odds(slices[-1][0])
+    missed = (disc > 0) & (wrong == 0)
+    assert (odds[missed] > 0).float().mean() > 0.9
+    assert (odds[disc == 0] < 0).float().mean() > 0.9
+    assert odds.abs().max() <= ODDS_LIMIT
+
+
+def test_what_looks_the_same_inside_and_outside_says_next_to_nothing():
+    disc = a_disc()
+    nothing = [(features(torch.zeros(32, 32), seed=n), disc) for n in range(8)]
+    odds = learned_from(*nothing).odds(features(torch.zeros(32, 32), seed=99))
+    assert odds.abs().mean() < 0.2
+
+
+@given(scale=st.floats(0.01, 100), shift=st.floats(-5, 5))
+def test_units_of_the_features_do_not_matter(scale: float, shift: float):
+    disc = a_disc()
+
+    def moved(seen: SliceFeatures) -> SliceFeatures:
+        return SliceFeatures(*(scale * (level + shift) for level in (seen.fine, seen.middle, seen.plain)))
+
+    seen = features(disc)
+    odds, other = (learned_from((f, disc)).odds(f) for f in (seen, moved(seen)))
+    assert torch.allclose(odds, other, atol=0.1)
+
+
+def test_features_that_are_the_same_everywhere_say_nothing():
+    disc, same = a_disc(), SliceFeatures(torch.ones(2, 32, 32), torch.ones(2, 16, 16), torch.zeros(2, 8, 8))
+    assert not learned_from((same, disc)).odds(same).any()
+
+
+def test_too_few_pixels_teach_nothing():
+    learner = Learner()
+    assert learner.learned() is None
+    disc = a_disc(radius=2.0)
+    learner.look(features(disc), disc, 1 - disc)
+    assert learner.learned() is None
+
+
+def test_finer_grids_are_looked_at_as_coarsely():
+    disc = a_disc(side=4 * MOST_CELLS, radius=60)
+    seen = features(disc)
+    assert grid_of(seen) == MOST_CELLS
+    coarse = a_disc(side=MOST_CELLS, radius=15)
+    odds = learned_from((seen, coarse)).odds(seen)
+    assert odds.shape == (MOST_CELLS, MOST_CELLS)
+    assert ((odds > 0) == (coarse > 0)).float().mean() > 0.95
+
+
+# ------------------------------------------------------------------------------------------------ on slices
+
+
+class Shown:
+    """A plane of slices that show a disc, with features that are counted; the network's word is given for each."""
+
+    def __init__(self, said: list[torch.Tensor]) -> None:
+        self.spacing_mm, self.distance_mm = (1.0, 1.0), 3.0
+        self.network, self.device, self.asked = self, torch.device("cpu"), Counter()
+        view = View(0, 0, 64, 64)
+        self.states = {k: SliceState(view, word, 0.9, 5.0, torch.zeros(1), None) for k, word in enumerate(said)}
+
+    def features_of(self, index: int, _view: View) -> SliceFeatures:
+        self.asked[index] += 1
+        return features(a_disc(), seed=index)
+
+    def likeness(self, seeds: dict[int, np.ndarray] | None = None) -> dict[int, torch.Tensor] | None:
+        nothing = np.zeros((64, 64), np.int8)
+        walking = likeness(self, self.states, lambda k: (seeds or {}).get(k, nothing))
+        while True:
+            try:
+                next(walking)
+            except StopIteration as done:
+                return done.value
+
+
+TRUE = a_disc() * 12 - 6
+NOTHING = torch.full((32, 32), -6.0)
+
+
+def test_what_a_prompt_makes_certain_counts_whatever_the_network_says():
+    beside = NOTHING.clone()
+    beside[:8, :8] = 6
+    plane = Shown([beside] * 3)
+    assert plane.likeness()[1][16, 16] < 0
+    disc = np.kron(a_disc().numpy(), np.ones((2, 2))).astype(np.int8) * INSIDE
+    elsewhere = np.where(disc == INSIDE, INSIDE, OUTSIDE).astype(np.int8)
+    odds = plane.likeness({1: disc, 0: elsewhere, 2: elsewhere})
+    assert (odds[1][a_disc() > 0] > 0).float().mean() > 0.9
+
+
+def test_a_slice_on_which_nothing_was_found_is_told_of_but_not_learned_from():
+    plane = Shown([TRUE, TRUE, NOTHING])
+    odds = plane.likeness()
+    assert (odds[2][a_disc() > 0] > 0).float().mean() > 0.9
+    assert plane.asked == {0: 2, 1: 2, 2: 1}
+
+
+def test_of_many_slices_some_teach_and_all_are_told_of():
+    plane = Shown([TRUE] * (2 * MOST_SLICES + 1))
+    assert len(plane.likeness()) == 2 * MOST_SLICES + 1
+    assert MOST_SLICES / 2 < sum(count - 1 for count in plane.asked.values()) <= MOST_SLICES
+
+
+def test_where_nothing_was_found_there_is_nothing_to_learn():
+    plane = Shown([NOTHING] * 3)
+    assert plane.likeness() is None
+    assert not plane.asked
+
+
+# ------------------------------------------------------------------------------------------------ in a session
+
+
+def boxed(session: Session, blobs: TwoBlobs) -> Segment:
+    segment, (k, j, i) = session.add_segment("blob"), blobs.centres_kji[0].astype(int)
+    draw_box(session, segment, (k, j - 9, i - 9), (k, j + 9, i + 9))
+    return segment
+
+
+def test_settling_encodes_no_slice_that_was_not_encoded_before(an_engine: Engine, a_bare_engine: Engine):
+    encoded = []
+    for engine in (an_engine, a_bare_engine):
+        with engine.open(two_blobs().volume) as session:
+            boxed(session, two_blobs())
+            run(session)
+            encoded.append(session._plane(0).encoder.encoded)
+    assert encoded[0] == encoded[1]
+
+
+def test_one_slice_alone_is_settled_without_it(an_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object) -> None:
+        pytest.fail("one slice has nothing to learn from others")
+
+    monkeypatch.setattr(sharpening, "likeness", never)
+    with an_engine.open(two_blobs().volume) as session:
+        assert session.mask(boxed(session, two_blobs())).any()
