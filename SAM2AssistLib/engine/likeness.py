@@ -8,7 +8,7 @@ SAM2-SP the features that speak are those of the most confident voxels; here a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,9 @@ ODDS_LIMIT = 3.0
 """Log odds beyond which this is not believed either."""
 LEAST_PIXELS = 20
 """Fewer inside or outside teach nothing."""
+THIN, BROAD = 3.0, 4.0
+"""Cells: what is as thin as the former has no say, for its features are as much those of what lies beside it; what is
+as broad as the latter has all of it."""
 MOST_SLICES = 64
 """It is learned from so many, of more from some evenly spread."""
 SOWN_SHARE = 0.3
@@ -63,6 +66,9 @@ def likeness(
     Log odds by slice, (G, G) over the view of its state, in host memory; None where there is nothing to learn from.
     """
     learner, indices = Learner(), sorted(states)
+    say = (_breadth(states.values()) - THIN) / (BROAD - THIN)
+    if say <= 0:
+        return None
     for place, k in enumerate(indices[:: -(-len(indices) // MOST_SLICES)], 1):
         if place % BREATH == 0:
             yield
@@ -76,8 +82,22 @@ def likeness(
     for place, k in enumerate(indices, 1):
         if place % BREATH == 0:
             yield
-        odds[k] = learned.odds(plane.network.features_of(k, states[k].view)).cpu()
+        odds[k] = learned.odds(plane.network.features_of(k, states[k].view)).cpu() * min(1.0, say)
     return odds
+
+
+def _breadth(states: Iterable[SliceState]) -> float:
+    """Tell how many cells across a segment is: twice its area, by the length of its rim."""
+    areas, rims = 0, 0
+    for state in states:
+        pooled = F.adaptive_avg_pool2d(state.logits.float()[None], min(MOST_CELLS, state.logits.shape[-1]))
+        mask = pooled > 0
+        # A cell is inside if it and its four neighbours are.
+        outside = F.pad((~mask).float(), (1, 1, 1, 1))
+        beside = outside[:, :-2, 1:-1] + outside[:, 2:, 1:-1] + outside[:, 1:-1, :-2] + outside[:, 1:-1, 2:]
+        areas += int(mask.sum())
+        rims += int((mask & (beside > 0)).sum())
+    return 2 * areas / max(1, rims)
 
 
 def _said(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
@@ -134,13 +154,12 @@ class Learner:
         inside, outside : (G, G) on the grid of `grid_of`, how many pixels of each cell count as the segment, and as
             what lies around it.
         """
-        levels = _levels(features)
+        levels, side = _levels(features), grid_of(features)
         self._widths = [len(level) for level in levels]
         # For want of memory the network may have gone elsewhere when it was asked for the features.
-        inside, outside = (weights.to(features.plain.device) for weights in (inside, outside))
-        seen = (inside + outside) > 0
-        side = grid_of(features)
-        cells = torch.cat([_resized(level[None], side)[0, :, seen] for level in levels]).T  # (n, C)
+        inside, outside = (weights.to(features.plain.device).flatten() for weights in (inside, outside))
+        seen = torch.nonzero(inside + outside)[:, 0]
+        cells = torch.cat([_resized(level[None], side)[0].flatten(1).index_select(1, seen) for level in levels])
         self._inside += _Moments.of(cells, inside[seen])
         self._outside += _Moments.of(cells, outside[seen])
 
@@ -182,9 +201,10 @@ class _Moments:
 
     @staticmethod
     def of(cells: Tensor, weights: Tensor) -> _Moments:
-        weighted = cells * weights[:, None]
+        """Sum over (C, n) features of n cells with (n,) weights."""
+        weighted = cells * weights
         # Not every device knows double precision.
-        return _Moments(float(weights.sum()), weighted.sum(0).cpu().double(), (weighted.T @ cells).cpu().double())
+        return _Moments(float(weights.sum()), weighted.sum(1).cpu().double(), (weighted @ cells.T).cpu().double())
 
     def __add__(self, other: _Moments) -> _Moments:
         return _Moments(self.count + other.count, self.first + other.first, self.second + other.second)

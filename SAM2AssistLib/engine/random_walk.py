@@ -30,9 +30,7 @@ PRIOR_WEIGHT = 0.02
 PRIOR_LIMIT = 7.0
 """Log odds beyond which no prior is believed."""
 GREY_WEIGHT = 1.0
-"""How much the log odds of the grey values count beside the network's, and..."""
-GREY_WEIGHT_BESIDE = 0.5
-"""...how much where the encoder's features have their say as well (`likeness`)."""
+"""How much the log odds of the grey values count beside the network's."""
 GREY_BINS, GREY_LIMIT = 40, 3.0
 REACH_MM = 12.0
 """How far around the segment its surroundings are looked at in-plane for what they look like."""

@@ -23,7 +23,6 @@ from SAM2AssistLib.engine.random_walk import (
     BREATH,
     FIXED,
     GREY_WEIGHT,
-    GREY_WEIGHT_BESIDE,
     INSIDE,
     OUTSIDE,
     PRIOR_LIMIT,
@@ -246,8 +245,7 @@ class _Walker:
             self.alike = yield from likeness(self.plane, states, self._sown)
         coarse = yield from self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
-        weight = GREY_WEIGHT if self.alike is None else GREY_WEIGHT_BESIDE
-        greys = weight * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
+        greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
         target, force = self._wish(self.slices, coarse, greys)
         ways = self._ways(self.slices, coarse.image, spacing)
         found = yield from walk(ways, target, force, target, steps=COARSE_STEPS, tolerance=COARSE_TOLERANCE)

@@ -156,6 +156,14 @@ def test_of_many_slices_some_teach_and_all_are_told_of():
     assert MOST_SLICES / 2 < sum(count - 1 for count in plane.asked.values()) <= MOST_SLICES
 
 
+def test_what_is_only_some_cells_thin_is_left_to_its_grey_values():
+    thin = NOTHING.clone()
+    thin[15:17] = 6
+    plane = Shown([thin] * 3)
+    assert plane.likeness() is None
+    assert not plane.asked
+
+
 def test_where_nothing_was_found_there_is_nothing_to_learn():
     plane = Shown([NOTHING] * 3)
     assert plane.likeness() is None
