@@ -101,6 +101,7 @@ def demo(
     check_model(model)
     make_folder(out)
     check_output_path(out / SEGMENTATION_FILE)
+    _check_keeps(out, [given for given in (ct, prompts) if given is not None])
     with working("Making the phantom" if ct is None else "Reading the image"):
         task = _phantom_task() if ct is None else _own_task(ct, prompts)
     by_itself = prompts is None and _knows_organs(model)
@@ -125,7 +126,7 @@ def demo(
                 clock.lap(_clicks(turn + 1))
         report = report_on(session)
         with working(f"Writing to {out}"):
-            files, notes = _write(out, session, task)
+            files, notes = _write(out, session, task, prompts)
     if ct is not None and prompts is None and not found:
         notes.append(NOT_NAMED)
     tell(notes)
@@ -216,22 +217,43 @@ def _correct(session: Session, task: _Task) -> None:
     propagate_with_progress(session)
 
 
-def _write(out: Path, session: Session, task: _Task) -> tuple[dict[str, str], list[str]]:
+def _check_keeps(out: Path, given: Sequence[Path]) -> None:
+    """Refuse to replace what no earlier demo has left, which are all four files.
+
+    Raises
+    ------
+    OutputError
+        If some of them are there but not all, other than those that were given, which stay as they are.
+    """
+    results = [out / name for name in (CT_FILE, PROMPT_FILE, SEGMENTATION_FILE, PREVIEW_FILE)]
+    there = [path for path in results if path.exists()]
+    others = [path for path in there if not any(_is_same_file(path, own) for own in given)]
+    if others and len(there) < len(results):
+        raise OutputError(f"{others[0]} is there and not from an earlier demo; choose another folder with --out.")
+
+
+def _write(out: Path, session: Session, task: _Task, own_prompts: Path | None) -> tuple[dict[str, str], list[str]]:
     """Write the four files; return their paths by what they hold, and notes for the user."""
     from SAM2AssistLib.io.preview import write_preview
 
     masks = masks_of(session)
     notes = [*write_segmentation(out / SEGMENTATION_FILE, masks, task.volume), *notes_on(masks, task.volume)]
     write_preview(out / PREVIEW_FILE, task.volume, masks, window=session.window)
-    write_prompt_file(out / PROMPT_FILE, task.requests, task.volume)
+    if not _is_same_file(out / PROMPT_FILE, own_prompts):
+        write_prompt_file(out / PROMPT_FILE, task.requests, task.volume)
     _write_ct(out / CT_FILE, task.volume)
     names = {"ct": CT_FILE, "prompts": PROMPT_FILE, "segmentation": SEGMENTATION_FILE, "preview": PREVIEW_FILE}
     return {what: str(out / name) for what, name in names.items()}, notes
 
 
+def _is_same_file(path: Path, own: Path | None) -> bool:
+    """Whether a file that the demo would write is one that the user gave, which stays as it is."""
+    return own is not None and path.exists() and own.exists() and path.samefile(own)
+
+
 def _write_ct(path: Path, volume: CTVolume) -> None:
-    if volume.source is not None and path.exists() and path.samefile(volume.source):
-        return  # the user's own file stays as it is
+    if _is_same_file(path, volume.source):
+        return
     with atomic_path(path) as part:
         try:
             sitk.WriteImage(image_of(volume.array, volume.ijk_to_lps), str(part), useCompression=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,15 @@ def read_refined(path: Path, volume: CTVolume) -> tuple[list[NamedMask], list[st
         raise InputError(f"{path.name} has no voxel to refine; give a segmentation of this CT after --refine.")
     told, empty = " ".join(notes), [named.name for named in masks if not named.mask.any()]
     notes += [f"'{name}' is empty and left out." for name in empty if f"of '{name}' " not in told]
-    taken: dict[str, int] = {}
+    names = [named.name.strip() or "segment" for named in placed]
+    taken: set[str] = set()
     renamed = []
-    for named in placed:
-        name = named.name.strip() or "segment"
-        taken[name] = taken.get(name, 0) + 1
-        renamed.append(replace(named, name=name if taken[name] == 1 else f"{name} ({taken[name]})"))
+    for named, name in zip(placed, names, strict=True):
+        numbered = (f"{name} ({number})" for number in count(2))
+        # A segment keeps the name that it alone has, so a number that another's name ends in is passed over.
+        free = name if name not in taken else next(other for other in numbered if other not in taken.union(names))
+        taken.add(free)
+        renamed.append(replace(named, name=free))
     return renamed, notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def pull_command(
     from SAM2AssistLib.transfer.archive import choose
     from SAM2AssistLib.transfer.moving import pull
 
+    check_study(study)
     archive = _archive(dicomweb, aet, host, port, own_aet, move_port, tls)
     with working(f"Asking {archive.name}"):
         chosen = choose(archive.series_of(study), series, archive.name)
@@ -76,6 +78,18 @@ def push_command(
         print_json({"sent": done, "confirmed": done, "server": archive.name})
         return
     stdout().print(f"Sent {_count(done)} to {archive.name}, which was asked afterwards and has all.", soft_wrap=True)
+
+
+def check_study(uid: str) -> None:
+    """Refuse what is no UID (PS3.5, 9.1): to a server, an empty one and one with wildcards mean studies of anybody.
+
+    Raises
+    ------
+    InputError
+        If it has other characters than digits and dots, or none.
+    """
+    if not re.fullmatch(r"[0-9.]{1,64}", uid):
+        raise InputError("What follows --study is no StudyInstanceUID, which consists of digits and dots; check it.")
 
 
 def _count(objects: int) -> str:

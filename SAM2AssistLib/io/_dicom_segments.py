@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -94,12 +95,12 @@ def name_of(description: Dataset) -> str:
     return label or f"Segment_{description.get('SegmentNumber', 0)}"
 
 
-def terminology_in(description: Dataset) -> Terminology | None:
-    """The codes and color of a segment of a DICOM-SEG; None if they are not SNOMED CT, so that its name has to do."""
+def terminology_in(description: Dataset) -> Terminology:
+    """The codes and color of a segment of a DICOM-SEG; the codes of its name if its own are not SNOMED CT."""
     category = _code_in(description, "SegmentedPropertyCategoryCodeSequence")
     kind = _code_in(description, "SegmentedPropertyTypeCodeSequence")
     if category is None or kind is None:
-        return None
+        return replace(terminology_of(name_of(description)), color_rgb=_color_in(description))
     type_item = description.SegmentedPropertyTypeCodeSequence[0]
     region = _code_in(description, "AnatomicRegionSequence")
     region_item = description.AnatomicRegionSequence[0] if region else Dataset()

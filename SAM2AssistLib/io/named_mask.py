@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.terminology import Terminology, terminology_of
 
+LOST_PART = 0.01
+"""A segment may lose this part of its volume to another grid by rounding; beyond it lay outside of the CT."""
+
 
 @dataclass(frozen=True, eq=False)
 class NamedMask:
@@ -54,6 +57,13 @@ def check_masks(masks: Sequence[NamedMask], shape_kji: tuple[int, int, int]) -> 
             raise InputError(
                 f"The mask of '{named.name}' has the shape {named.mask.shape}, but the volume has {tuple(shape_kji)}."
             )
+
+
+def notes_on_outside(name: str, outside_ml: float, whole_ml: float) -> list[str]:
+    """Tell how much of a segment lies outside of the CT; nothing if it is no more than rounding explains."""
+    if outside_ml <= LOST_PART * whole_ml:
+        return []
+    return [f"{outside_ml:.3g} of {whole_ml:.3g} ml of '{name}' lie outside of the CT and are left out."]
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:

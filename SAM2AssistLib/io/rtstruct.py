@@ -26,7 +26,7 @@ from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.atomic import atomic_path, check_place
 from SAM2AssistLib.io.dicom_seg import UTF_8
 from SAM2AssistLib.io.dicom_seg_reader import damage_told, image_header, read_dataset
-from SAM2AssistLib.io.named_mask import NamedMask, check_masks
+from SAM2AssistLib.io.named_mask import NamedMask, check_masks, notes_on_outside
 
 if TYPE_CHECKING:
     from SAM2AssistLib.volume import CTVolume
@@ -47,6 +47,9 @@ _SAME_PLANE_MM = 0.05
 
 # Planes whose gap is less than so many times the smallest gaps are neighbours: nothing was left out between them.
 _NEIGHBOUR_GAPS = 1.5
+
+# A point further than this from the first voxel, in voxels, was damaged: it would be meters away.
+_FARTHEST = 10_000
 
 # So many regions are named in a note.
 _MOST_LISTED = 3
@@ -125,18 +128,18 @@ def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = 
     volume : CTVolume
         The CT they were drawn on. A voxel is inside where its centre is, and contours within one another make holes.
     notes : list of str, optional
-        Gets a sentence for the user where contours were drawn on other slices.
+        Gets a sentence for the user where contours were drawn on other slices, or lie outside of the volume.
 
     Returns
     -------
     list of NamedMask
-        Regions of interest with closed contours, in the order of the file.
+        Regions of interest with closed contours, in the order of the file; empty where they lie outside.
 
     Raises
     ------
     InputError
-        If the file is damaged, is no structure set or holds no closed contour, or if contours lie outside of the
-        volume or across its slices.
+        If the file is damaged, is no structure set or holds no closed contour, or if all contours lie outside of the
+        volume or one across its slices.
     """
     path = Path(path)
     dataset = read_dataset(path)
@@ -159,13 +162,22 @@ def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = 
     spacing = min((_spacing(planes) for _, planes in named_planes if len(planes) > 2), default=None)
     # Planes that lie on slices but nowhere on two in a row may be those of a series with thicker slices.
     is_thicker = spacing is not None and spacing > _NEIGHBOUR_GAPS and _is_another(series, volume)
-    masks, moved = [], []
+    masks, moved, outside = list[NamedMask](), list[str](), list[str]()
+    voxel_ml = float(np.prod(volume.spacing_ijk)) / 1000
     for name, planes in named_planes:
         if _are_on_slices(planes) and not is_thicker:
+            slices = [(round(plane.k), round(plane.k) + 1) for plane in planes]
             masks.append(NamedMask(name, _rasterised(planes, volume)))
         else:
-            masks.append(NamedMask(name, _brought_to_slices(planes, spacing, volume)))
+            slices = _slices_of(planes, spacing)
+            masks.append(NamedMask(name, _brought_to_slices(planes, slices, volume)))
             moved.append(name)
+        left_out, whole = _voxels_outside(planes, slices, volume)
+        outside += notes_on_outside(name, left_out * voxel_ml, whole * voxel_ml)
+    if outside and not any(named.mask.any() for named in masks):
+        raise InputError(f"{path.name}: its contours lie outside of the CT; give the CT it was drawn on.")
+    if notes is not None:
+        notes += outside
     if moved and notes is not None:
         listed = ", ".join(f"'{name}'" for name in moved[:_MOST_LISTED])
         rest = f" and {len(moved) - _MOST_LISTED} more" if len(moved) > _MOST_LISTED else ""
@@ -349,6 +361,13 @@ class _Plane:
             inside[polygon(points_ji[:, 0], points_ji[:, 1], inside.shape)] ^= True
         return inside
 
+    def pixels(self) -> int:
+        """Count the pixels that `filled` would give on a slice without end."""
+        points = np.concatenate(self.contours_ji)
+        low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
+        moved = _Plane(self.k, [points_ji - low for points_ji in self.contours_ji])
+        return int(moved.filled((high - low + 1).astype(int).tolist()).sum())
+
 
 def _planes(path: Path, name: str, item: Dataset, volume: CTVolume) -> list[_Plane]:
     """The planes of a region along the k axis; none if it has no closed contour, as points of reference have none."""
@@ -359,16 +378,14 @@ def _planes(path: Path, name: str, item: Dataset, volume: CTVolume) -> list[_Pla
         points = _coordinates(contour)
         if points.size < 9 or points.size % 3:
             continue
-        if not np.isfinite(points).all():
-            raise ValueError  # one of those that `damage_told` makes a sentence of
         index_ijk = volume.index_ijk_from_lps(points.reshape(-1, 3))
+        if not (np.abs(index_ijk) <= _FARTHEST).all():  # nor is a point that is no number
+            raise ValueError  # one of those that `damage_told` makes a sentence of
         if np.ptp(index_ijk[:, 2]) > _IN_PLANE_WITHIN:
             raise InputError(
                 f"{path.name}, '{name}': a contour lies across the slices of the CT; give the CT it was drawn on."
             )
         found.append((float(index_ijk[:, 2].mean()), index_ijk[:, 1::-1]))
-    if found and not any(0 <= round(k) < volume.shape_kji[0] for k, _ in found):
-        raise InputError(f"{path.name}, '{name}': its contours lie outside of the CT; give the CT it was drawn on.")
     planes: list[_Plane] = []
     for k, points_ji in sorted(found, key=lambda contour: contour[0]):
         if not planes or (k - planes[-1].k) * volume.spacing_ijk[2] > _SAME_PLANE_MM:
@@ -397,11 +414,12 @@ def _rasterised(planes: Sequence[_Plane], volume: CTVolume) -> NDArray[np.bool_]
     return mask
 
 
-def _brought_to_slices(planes: Sequence[_Plane], spacing: float | None, volume: CTVolume) -> NDArray[np.bool_]:
-    """The mask (k, j, i) of planes that lie between slices or are further apart than these.
+def _slices_of(planes: Sequence[_Plane], spacing: float | None) -> list[tuple[int, int]]:
+    """The slices, first and the one after the last, of planes between slices or further apart than these.
 
     A slice gets the nearest plane. At the ends of the region, and of each part of it, a plane reaches half the distance
-    of its planes. One or two planes do not tell that distance; for them it is `spacing`, that of other regions.
+    of its planes. One or two planes do not tell that distance; for them it is `spacing`, that of other regions. Slices
+    are counted on beyond the ends of the volume.
     """
     places = np.array([plane.k for plane in planes])
     if len(planes) == 1:
@@ -410,13 +428,37 @@ def _brought_to_slices(planes: Sequence[_Plane], spacing: float | None, volume: 
         spacing = _spacing(planes)
     gaps = np.diff(places)
     halves = np.where(gaps < _NEIGHBOUR_GAPS * spacing, gaps, spacing) / 2
+    first = np.ceil(places - np.append(spacing / 2, halves) - _ROUNDING).astype(int).tolist()
+    end = np.ceil(places + np.append(halves, spacing / 2) - _ROUNDING).astype(int).tolist()
+    return list(zip(first, end, strict=True))
+
+
+def _brought_to_slices(
+    planes: Sequence[_Plane], slices: Sequence[tuple[int, int]], volume: CTVolume
+) -> NDArray[np.bool_]:
+    """The mask (k, j, i) of planes in the slices that they were given."""
     mask = np.zeros(volume.shape_kji, np.bool_)
-    first = np.ceil(places - np.append(spacing / 2, halves) - _ROUNDING).clip(0, len(mask)).astype(int)
-    end = np.ceil(places + np.append(halves, spacing / 2) - _ROUNDING).clip(0, len(mask)).astype(int)
-    for plane, low, high in zip(planes, first, end, strict=True):
+    for plane, (first, end) in zip(planes, slices, strict=True):
+        low, high = max(first, 0), min(end, len(mask))
         if low < high:
             mask[low:high] = plane.filled(mask.shape[1:])
     return mask
+
+
+def _voxels_outside(planes: Sequence[_Plane], slices: Sequence[tuple[int, int]], volume: CTVolume) -> tuple[int, int]:
+    """Voxels of a region that lie beyond the volume, were its grid continued, and all of them; (0, 0) if none do."""
+    depth, *shape_ji = volume.shape_kji
+    points_ji = np.concatenate([points for plane in planes for points in plane.contours_ji])
+    reaches_out = (points_ji < -0.5 - _ROUNDING) | (points_ji > np.array(shape_ji) - 0.5 + _ROUNDING)
+    if not reaches_out.any() and all(first >= 0 and end <= depth for first, end in slices):
+        return 0, 0  # nearly always, and counting takes longer than reading
+    outside = whole = 0
+    for plane, (first, end) in zip(planes, slices, strict=True):
+        pixels = plane.pixels()
+        within = min(end, depth) - max(first, 0)
+        whole += (end - first) * pixels
+        outside += (end - first) * pixels - (within * int(plane.filled(shape_ji).sum()) if within > 0 else 0)
+    return outside, whole
 
 
 def _series_of(dataset: Dataset) -> set[str]:

@@ -25,7 +25,7 @@ from SAM2AssistLib.io.label_map import (
     segments_of_label_image,
     write_label_map,
 )
-from SAM2AssistLib.io.named_mask import NamedMask
+from SAM2AssistLib.io.named_mask import LOST_PART, NamedMask, notes_on_outside
 from SAM2AssistLib.io.seg_nrrd import has_segments, segments_of_image, write_seg_nrrd
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ DICOM_ENDING = ".dcm"
 
 # Grids that agree so well in all their voxels differ by rounding only.
 _SAME_WITHIN_VOXELS = 0.05
-# A segment may lose this part of its volume to another grid by rounding; beyond it lay outside of the CT.
-_LOST_PART = 0.01
 
 
 def check_output_path(path: str | Path) -> None:
@@ -118,8 +116,8 @@ def check_can_refer(path: str | Path, volume: CTVolume) -> None:
     check_keeps_series(path, volume)
     if ending_of(path) == DICOM_ENDING and not volume.dicom_files:
         raise InputError(
-            f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is not one slice per "
-            f"DICOM image; give the DICOM folder, or write to a {SEGMENTATION_ENDING} file."
+            f"{Path(path).name}: a DICOM-SEG refers to the DICOM images it is of, and this image is no DICOM series or "
+            f"was resampled to even slices; give a DICOM folder, or write to a {SEGMENTATION_ENDING} file."
         )
 
 
@@ -344,14 +342,12 @@ def read_on_grid(path: str | Path, volume: CTVolume) -> tuple[list[NamedMask], l
     for named, before in zip(placed, masks, strict=True):
         before_ml = float(np.count_nonzero(before.mask)) * voxel_ml
         lost = before_ml - float(np.count_nonzero(named.mask)) * volume_ml
-        if lost <= _LOST_PART * before_ml:
+        if lost <= LOST_PART * before_ml:
             continue
         outside_ml = _outside(before.mask, ijk_to_lps, volume) * voxel_ml
-        what = f"of {before_ml:.3g} ml of '{named.name}'"
-        if outside_ml > _LOST_PART * before_ml:
-            notes.append(f"{outside_ml:.3g} {what} lie outside of the CT and are left out.")
-        else:
-            notes.append(f"{lost:.3g} {what} are lost between the voxels of the CT, which are larger.")
+        between = f"of '{named.name}' are lost between the voxels of the CT, which are larger."
+        told = notes_on_outside(named.name, outside_ml, before_ml)
+        notes += told or [f"{lost:.3g} of {before_ml:.3g} ml {between}"]
     return placed, notes
 
 

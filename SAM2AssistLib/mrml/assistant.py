@@ -118,9 +118,9 @@ class Assistant:
         shared = (self.worker, desk, self.listener, self.rules, self.surfaces)
         workspace = Workspace(self.scene, volume_node, segmentation_node, *shared)
         workspace.successor = lambda: self.open(volume_node, segmentation_node)
+        self._opened[key] = _Opened(workspace, choice, along)
         if earlier is not None:
             workspace.inherit(earlier)
-        self._opened[key] = _Opened(workspace, choice, along)
         return workspace
 
     def choice_of(self, workspace: Workspace) -> EngineChoice:

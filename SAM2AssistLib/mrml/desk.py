@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -401,8 +402,9 @@ class Desk:
         if found is not None:
             return found
         taken = {segment.name for segment in self.session.segments}
-        unique = name.strip() or segment_id
-        self._segments[segment_id] = self.session.add_segment(unique if unique not in taken else segment_id)
+        numbered = (f"{segment_id} {number}" for number in count(2))  # a copy may be called as its original's id is
+        names = chain((name.strip(), segment_id), numbered)
+        self._segments[segment_id] = self.session.add_segment(next(n for n in names if n and n not in taken))
         return self._segments[segment_id]
 
     def _gestures(self, segment_id: str, segment: Segment) -> tuple[Gesture, ...]:

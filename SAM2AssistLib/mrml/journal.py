@@ -170,11 +170,13 @@ class Journal:
     Attributes
     ----------
     unfinished : segments whose propagation was interrupted, or runs; turned with the steps.
+    unanswered : steps whose prompts the engine has yet to answer.
     """
 
     done: list[Step] = field(default_factory=list)
     undone: list[Step] = field(default_factory=list)
     unfinished: frozenset[str] = frozenset()
+    unanswered: set[Step] = field(default_factory=set)
     _replaced: tuple[Step | None, tuple[Step, ...]] = (None, ())
 
     def begin(self, title: str) -> Step:
@@ -185,6 +187,16 @@ class Journal:
         self.undone.clear()
         del self.done[: max(0, len(self.done) - STEPS)]
         return step
+
+    def ask(self, step: Step, segment_id: str, before: tuple[Gesture, ...], after: tuple[Gesture, ...]) -> None:
+        """Note prompts of a step that the engine has yet to answer; whoever has its answer discards the step there."""
+        step.note_prompts(segment_id, before, after)
+        self.unanswered.add(step)
+
+    def refuse(self, step: Step, segment_id: str) -> None:
+        """Forget a step whose prompts in a segment cannot be used, and that the segment was to be propagated for it."""
+        self.drop(step)
+        self.unfinished -= {segment_id} - step.unfinished
 
     def drop(self, step: Step) -> None:
         """Forget a step that came to nothing."""
@@ -208,12 +220,25 @@ class Journal:
             step.forget(segment_id)
         return [step for step in full if step.empty]
 
-    def inherit(self, other: Journal) -> None:
-        """Take over the steps of a workspace that has ended, whose engine can no longer come back to them."""
-        self.done[:], self.undone[:] = other.done, other.undone
+    def owes(self, segment_id: str) -> bool:
+        """Whether prompts of a segment have yet to be answered."""
+        return any(segment_id in step.prompts for step in self.unanswered)
+
+    def inherit(self, other: Journal) -> dict[str, tuple[Gesture, ...]]:
+        """Take over the steps of a workspace that has ended, whose engine can no longer come back to them.
+
+        Returns
+        -------
+        The prompts of segments, as they were before some came that have not been answered: those have to be asked for
+        anew, and their steps are left out.
+        """
+        lost = [step for step in other.done if step in other.unanswered and not step.changed]
+        self.done[:], self.undone[:] = [step for step in other.done if step not in lost], other.undone
         for step in [*self.done, *self.undone]:
             step.mark_before = step.mark_after = NOWHERE
             step.unfinished = frozenset()  # another engine takes what is there for finished
+        prompts = ((key, before) for step in reversed(lost) for key, (before, _after) in step.prompts.items())
+        return dict(prompts)  # the earliest step has the last word
 
     def turn(self, count: int, *, back: bool) -> list[Step]:
         """Move steps to the other side; returns them in the order in which they were passed."""

@@ -39,7 +39,7 @@ def link_to_volume(segmentation_node: Any, volume_node: Any) -> None:
     """Note which volume a segmentation belongs to, as saving, the Segment Editor and DICOM export ask for it.
 
     The reference geometry is set and the node moved into the volume's study; a segmentation that belongs to another
-    volume keeps that geometry.
+    volume keeps that geometry, and stays in that study: it may be another patient's.
     """
     import slicer
 
@@ -48,6 +48,8 @@ def link_to_volume(segmentation_node: Any, volume_node: Any) -> None:
         segmentation_node.CreateDefaultDisplayNodes()
     if not segmentation_node.GetNodeReferenceID(role):
         segmentation_node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    if segmentation_node.GetNodeReferenceID(role) != volume_node.GetID():
+        return
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
     if hierarchy is None:
         return

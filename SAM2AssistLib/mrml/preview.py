@@ -9,7 +9,7 @@ import numpy as np
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.gestures import Gesture, Kind
-from SAM2AssistLib.mrml.volumes import world_to_local
+from SAM2AssistLib.mrml.volumes import voxel_state, world_to_local
 from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels, draw
 from SAM2AssistLib.mrml.workspace import Workspace
 
@@ -33,7 +33,14 @@ class Preview:
         self._asked: Gesture | None = None
 
     def ask(self, workspace: Workspace, segment_id: str, point_ras: list[float], *, positive: bool) -> None:
-        """Ask for the mask of a click at a world RAS position, and show it when it comes."""
+        """Ask for the mask of a click at a world RAS position, and show it when it comes.
+
+        Nothing is shown while the engine looks at other voxels than the volume has now, such as those of another time
+        point: the click would be answered on the ones that are there.
+        """
+        if voxel_state(workspace.volume_node) != workspace.voxels:
+            self.hide()
+            return
         try:
             local = world_to_local(workspace.volume_node, point_ras)
         except InputError:
@@ -55,7 +62,7 @@ class Preview:
 
     def show(self, workspace: Workspace, patch: Patch | None) -> None:
         """Show a slice, and nothing else; None for nothing."""
-        if patch is None:
+        if patch is None or voxel_state(workspace.volume_node) != workspace.voxels:
             self.hide()
             return
         voxels = self._voxels(workspace)

@@ -55,6 +55,7 @@ class PromptNodes:
         self._quiet = False
         self._drawn: Any = None
         self._solid = False
+        self._remove_left_behind()
         for node in self.nodes():
             self._observe(node)
 
@@ -241,6 +242,17 @@ class PromptNodes:
     def _remove(self, node: Any) -> None:
         self._forget(node.GetID())
         self.scene.RemoveNode(node)
+
+    def _remove_left_behind(self) -> None:
+        """Remove the prompts of segments that were deleted while nobody listened.
+
+        Slicer gives their ids to new segments, which would get these prompts. A segmentation without any segment may be
+        one whose file could not be read: its prompts stay.
+        """
+        segmentation = self.segmentation_node.GetSegmentation()
+        for node in self.nodes() if segmentation.GetNumberOfSegments() else ():
+            if segmentation.GetSegment(node.GetAttribute(SEGMENT)) is None:
+                self._remove(node)
 
     # Events
 

@@ -107,9 +107,11 @@ class Workspace:
         self.listener.changed()  # so that somebody delivers that this has ended
 
     def inherit(self, earlier: Workspace) -> None:
-        """Go on from a workspace of the same nodes and grid that has been closed: its steps can still be undone."""
-        self.journal.inherit(earlier.journal)
+        """Go on from a closed workspace of the same nodes and grid: undo its steps, answer what it left unanswered."""
         self.painter.inherit(earlier.painter)
+        for segment_id, before in self.journal.inherit(earlier.journal).items():
+            self.take_over(segment_id, before)
+            self.prompts_changed(segment_id)
         self.listener.changed()
 
     # What the user does
@@ -133,7 +135,8 @@ class Workspace:
             if current is self:
                 self._follow_prompts(segment_id, before, gestures)
             else:  # the volume shows another time point, or another model was chosen
-                current.take_over(segment_id, before)
+                if not current.journal.owes(segment_id):  # else it has asked for all of them already
+                    current.take_over(segment_id, before)
                 current.prompts_changed(segment_id)
         except (InputError, MemoryError) as error:
             self._take_prompts_back(segment_id, before, self.prompts.gestures(segment_id))
@@ -148,14 +151,14 @@ class Workspace:
         self.absorb_edits(segment_id)
         self._synced[segment_id] = gestures
         step = self._begin(title_of(before, gestures))
-        step.note_prompts(segment_id, before, gestures)
+        self.journal.ask(step, segment_id, before, gestures)
         self._propagating.expect(segment_id)
         name, cancels = self.painter.name(segment_id), self._cancels
 
         def ended(error: BaseException | None) -> None:
+            self.journal.unanswered.discard(step)
             if error is not None:
-                self.journal.drop(step)
-                self.journal.unfinished -= {segment_id} - step.unfinished
+                self.journal.refuse(step, segment_id)
                 self._take_prompts_back(segment_id, before, gestures)
                 self._told(error)
             if self.rules.auto_propagate and self._cancels == cancels and not self.busy:
@@ -442,8 +445,6 @@ class Workspace:
             self.absorb_edits()
 
     def _submit_edit(self, step: Step | None, segment_id: str, mask: KnownMask, indices: Sequence[int]) -> None:
-        if not indices:
-            return
         shape = tuple(n for a, n in enumerate(self.painter.grid.shape_kji) if a != mask.axis)
         slices = {k: unpacked(mask.slices.get(k, EMPTY), shape) for k in indices}  # type: ignore[arg-type]
         name, axis = self.painter.name(segment_id), mask.axis

@@ -75,9 +75,11 @@ def read_support(image: Path, mask: Path) -> SupportCase:
     InputError
         If one of them cannot be read, they do not belong together, or the masks are empty.
     """
+    from SAM2AssistLib.io.dicom_objects import is_dicom_object  # here, because pydicom takes its time to load
+
     volume = CTVolume.read(image)
     named, geometry = read_segmentation(mask, volume)
-    is_label_map = ending_of(mask) not in (SEGMENTATION_ENDING, ".dcm")
+    is_label_map = ending_of(mask) != SEGMENTATION_ENDING and not is_dicom_object(mask)
     if named and is_label_map and named[0].mask.shape != volume.shape_kji:
         raise InputError(
             f"The support mask {mask.name} has the shape {named[0].mask.shape}, but its image {image.name} has "

@@ -176,6 +176,36 @@ def test_a_ct_that_lies_where_its_copy_would_go_stays_as_it_is(
     assert own.read_bytes() == before
 
 
+def test_prompts_of_ones_own_that_lie_where_their_copy_would_go_stay_as_they_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], an_own_ct: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.json", box_prompts())
+    before = prompts.read_bytes()
+    assert run(capfd, "demo", "--out", tmp_path, "--ct", an_own_ct, "--prompts", prompts).code == 0
+    assert prompts.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["ct.nrrd", "prompts.json", "segmentation.seg.nrrd", "preview.png"])
+def test_a_file_that_is_not_from_a_demo_is_not_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], an_own_ct: Path, name: str
+) -> None:
+    somebodys = tmp_path / name
+    somebodys.write_text("work of hours")
+    prompts = write_prompts(tmp_path / "mine.json", box_prompts())
+    sentence = sentence_of(run(capfd, "demo", "--out", tmp_path, "--ct", an_own_ct, "--prompts", prompts))
+    assert name in sentence
+    assert "another folder" in sentence
+    assert somebodys.read_text() == "work of hours"
+
+
+def test_the_results_of_an_earlier_demo_are_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], an_own_ct: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "mine.json", box_prompts())
+    for _ in range(2):
+        assert run(capfd, "demo", "--out", tmp_path / "out", "--ct", an_own_ct, "--prompts", prompts).code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

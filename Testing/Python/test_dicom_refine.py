@@ -88,6 +88,14 @@ def test_segments_of_one_name_are_told_apart(place, capfd, engine):
     np.testing.assert_array_equal(first.mask, FINISHED[0].mask)
 
 
+def test_a_number_that_tells_two_names_apart_is_not_one_that_another_name_ends_in(place):
+    volume = CTVolume.read(place / "ct")
+    names = ["lesion", "lesion", "lesion (2)", "lesion"]
+    write_dicom_seg(place / "twins.dcm", [NamedMask(name, FINISHED[0].mask) for name in names], volume)
+    found, _ = read_refined(place / "twins.dcm", volume)
+    assert [named.name for named in found] == ["lesion", "lesion (3)", "lesion (2)", "lesion (4)"]
+
+
 def refusal(capfd, place, old, output="new.dcm"):
     """The sentence with which it is refused, after making sure that nothing has changed."""
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}

@@ -292,6 +292,40 @@ def test_with_another_ct_it_is_refused(a_structure_set, tmp_path):
         read_rtstruct(a_structure_set[0], tilted)
 
 
+def test_what_lies_outside_of_a_shorter_ct_is_told_and_left_out(a_structure_set, tmp_path):
+    path, volume = a_structure_set
+    upper = CTVolume.from_array(volume.array[4:], volume.spacing_ijk, volume.ijk_to_lps @ affine(origin_lps=(0, 0, 4)))
+    notes = []
+    found = read_rtstruct(path, upper, notes)
+    expected = [NamedMask(named.name, named.mask[4:]) for named in liver_and_tumor()]
+    assert_same(found, expected)
+    voxel_ml = np.prod(volume.spacing_ijk) / 1000
+    sizes = [(int(named.mask[:4].sum()) * voxel_ml, int(named.mask.sum()) * voxel_ml) for named in liver_and_tumor()]
+    assert notes == [
+        f"{out:.3g} of {whole:.3g} ml of '{named.name}' lie outside of the CT and are left out."
+        for (out, whole), named in zip(sizes, expected, strict=True)
+    ]
+
+
+def test_what_lies_beside_a_narrower_ct_is_told_and_left_out(a_structure_set):
+    path, volume = a_structure_set
+    narrow = CTVolume.from_array(volume.array[:, :, :8], volume.spacing_ijk, volume.ijk_to_lps)
+    notes = []
+    found = read_rtstruct(path, narrow, notes)
+    assert_same(found, [NamedMask(named.name, named.mask[:, :, :8]) for named in liver_and_tumor()])
+    assert [note.partition(" ml of ")[2] for note in notes] == [
+        "'liver' lie outside of the CT and are left out.",
+        "'liver tumor' lie outside of the CT and are left out.",
+    ]
+
+
+def test_nothing_is_told_of_one_that_fills_its_ct(tmp_path):
+    volume, notes = a_series(tmp_path / "ct"), []
+    write_rtstruct(tmp_path / "a.dcm", [NamedMask("all", np.ones(SHAPE_KJI, bool))], volume)
+    assert read_rtstruct(tmp_path / "a.dcm", volume, notes)[0].mask.all()
+    assert notes == []
+
+
 def test_one_without_contours_is_refused(a_structure_set):
     path, volume = a_structure_set
     dataset = pydicom.dcmread(path)
@@ -301,8 +335,8 @@ def test_one_without_contours_is_refused(a_structure_set):
         read_rtstruct(path, volume)
 
 
-@pytest.mark.parametrize("number", ["nan", "inf"])
-def test_one_with_a_coordinate_that_is_no_number_is_damaged(a_structure_set, number):
+@pytest.mark.parametrize("number", ["nan", "inf", "1e9"])
+def test_one_with_a_coordinate_that_is_no_place_is_damaged(a_structure_set, number):
     path, volume = a_structure_set
     dataset = pydicom.dcmread(path)
     contour = dataset.ROIContourSequence[0].ContourSequence[1]

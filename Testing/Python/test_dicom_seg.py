@@ -263,6 +263,19 @@ def test_a_refined_segment_keeps_its_codes_color_and_tracking_id(tmp_path):
         np.testing.assert_allclose(one.coded.color_rgb, other.coded.color_rgb, atol=0.01)
 
 
+def test_the_color_of_a_segment_with_codes_of_another_scheme_is_kept_and_its_name_says_what_it_is(tmp_path):
+    volume = a_series(tmp_path / "ct")
+    orange = replace(terminology_of("spleen"), color_rgb=(0.9, 0.5, 0.1))
+    write_dicom_seg(tmp_path / "a.dcm", [NamedMask("spleen", apart()[0].mask, orange)], volume)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
+        dataset.SegmentSequence[0][keyword].value[0].CodingSchemeDesignator = "SRT"
+    dataset.save_as(tmp_path / "a.dcm")
+    (found,) = read_dicom_seg(tmp_path / "a.dcm").masks
+    assert found.coded.type == terminology_of("spleen").type
+    assert found.coded.color_rgb == pytest.approx(orange.color_rgb, abs=0.01)
+
+
 def test_codes_and_color_that_were_chosen_in_slicer_are_exported(tmp_path):
     volume = a_series(tmp_path / "ct")
     chosen = replace(terminology_of("left kidney tumor"), color_rgb=(0.1, 0.5, 0.9))
@@ -356,7 +369,7 @@ def refused(write, *words):
 
 def test_a_volume_that_is_not_from_dicom_is_refused(tmp_path):
     volume = CTVolume(np.zeros(SHAPE_KJI, np.int16), AXIAL)
-    refused(lambda: write_segmentation(tmp_path / "a.dcm", apart(), volume), "DICOM folder")
+    refused(lambda: write_segmentation(tmp_path / "a.dcm", apart(), volume), "no DICOM series or was resampled")
     assert not list(tmp_path.iterdir())
 
 

@@ -427,6 +427,15 @@ def test_titles_that_dicom_does_not_allow_are_refused(a_ct, capfd, title):
     assert "title" in sentence_of(run(capfd, "push", a_ct[0], *arguments))
 
 
+@pytest.mark.parametrize("study", ["", "*", "1.2.?", "1.2.3\\1.2.4", "../1.2"])
+@pytest.mark.parametrize(
+    "server", [["--dicomweb", "http://localhost:1"], ["--aet", "A", "--host", "::1", "--port", "1"]]
+)
+def test_a_study_that_could_be_anybodys_is_not_asked_for(tmp_path, capfd, study, server):
+    sentence = sentence_of(run(capfd, "pull", "--study", study, "-o", tmp_path / "new", *server))
+    assert "no StudyInstanceUID" in sentence
+
+
 def test_what_is_no_dicom_file_is_not_pushed(tmp_path, capfd, a_ct):
     (tmp_path / "notes.txt").write_text("dear diary")
     (tmp_path / "empty").mkdir()

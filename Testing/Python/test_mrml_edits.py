@@ -137,6 +137,19 @@ def test_auto_segment_takes_the_name_of_a_segment_that_was_renamed_or_emptied(
     assert desk.mask(wanted).any() == found.present[name]
 
 
+def test_a_copy_that_bears_its_originals_name_may_be_clicked_before_the_original(desk: Desk) -> None:  # noqa: F811
+    edit(desk, {5: SQUARE})
+    segments = desk.segmentation.GetSegmentation()
+    segments.CopySegmentFromSegmentation(segments, desk.segment)
+    (copy,) = set(segments.GetSegmentIDs()) - {desk.segment}
+    assert segments.GetSegment(copy).GetName() == desk.segment  # a new segment's name is its id
+    desk.do(copy, point(desk.ct, RIGHT))
+    desk.do(desk.segment, point(desk.ct, (3, *RIGHT[1:])))
+    assert not desk.errors
+    assert desk.mask(copy)[RIGHT]
+    assert desk.mask()[3].any()
+
+
 def test_a_preview_says_nothing_of_a_segment_that_the_engine_has_yet_to_meet(desk: Desk) -> None:  # noqa: F811
     desk.do(desk.add_segment("other"), point(desk.ct, RIGHT))
     edit(desk, {5: SQUARE})

@@ -156,6 +156,29 @@ def test_two_volumes_may_share_one_segmentation_and_each_click_goes_to_the_volum
     np.testing.assert_array_equal(shared.mask(), room.expected(shared))
 
 
+def test_a_segmentation_stays_in_its_own_study_while_another_volume_is_chosen_before_another_segmentation(
+    room: Room,
+) -> None:
+    one, two = room.pairs[0], room.pairs[2]
+    tree = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(room.panel.scene)
+    for volume in (one.volume, two.volume):
+        patient = tree.CreateSubjectItem(tree.GetSceneItemID(), f"patient of {volume.GetName()}")
+        tree.CreateItem(tree.CreateStudyItem(patient, f"study of {volume.GetName()}"), volume)
+    for pair in (one, two):
+        tree.CreateItem(tree.GetSceneItemID(), pair.segmentation)
+
+    def study(pair: Pair) -> str:
+        return tree.GetItemName(tree.GetItemParent(tree.GetItemByDataNode(pair.segmentation)))
+
+    room.choose(one)
+    room.panel.workspace()
+    room.choose(Pair(two.ct, two.volume, one.segmentation, one.segment, two.click_kji))
+    room.panel.workspace()
+    room.choose(two)
+    room.panel.workspace()
+    assert (study(one), study(two)) == ("study of one", "study of two")
+
+
 def test_a_pair_that_is_deleted_takes_nothing_of_the_others_along(room: Room) -> None:
     for pair in room.pairs:
         room.click(pair)

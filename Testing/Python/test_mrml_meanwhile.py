@@ -1,4 +1,4 @@
-"""What is clicked while an undo or Auto-Segment has yet to come to its end stays, and so does what they bring."""
+"""What is clicked while an undo, Auto-Segment or another model is under way stays, and so does what they bring."""
 
 from __future__ import annotations
 
@@ -82,3 +82,36 @@ def test_a_click_that_ends_auto_segment_stays_with_what_that_has_found(
     desk.workspace.undo()
     assert desk.assistant.wait()
     assert agrees(desk, liver, RIGHT)
+
+
+@pytest.mark.parametrize("next_click", ["none", "other segment", "same segment"])
+def test_a_click_that_was_not_answered_before_the_model_was_changed_is_answered_by_the_new_one(
+    desk: Desk,  # noqa: F811
+    next_click: str,
+) -> None:
+    other = desk.add_segment("other")
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
+    desk.assistant.choose(device="cpu")
+    if next_click == "none":
+        desk.assistant.open(desk.volume, desk.segmentation)
+    else:
+        desk.workspace.add_prompt(other if next_click == "other segment" else desk.segment, point(desk.ct, ABOVE))
+    assert desk.assistant.wait()
+    (desk.workspace,) = desk.assistant.workspaces
+    assert desk.mask()[LEFT]
+    assert desk.mask().any(axis=(1, 2)).sum() > 1
+    assert agrees(desk, desk.segment, LEFT, *([ABOVE] if next_click == "same segment" else []))
+    assert desk.mask(other).any() == (next_click == "other segment")
+    while desk.workspace.undo() is not None:
+        assert desk.assistant.wait()
+    assert not desk.mask().any()
+    assert not desk.workspace.prompts.gestures(desk.segment)
+    assert not desk.errors
+
+
+def test_what_the_old_model_has_answered_is_not_asked_again(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.assistant.choose(device="cpu")
+    desk.workspace = desk.assistant.open(desk.volume, desk.segmentation)
+    assert not desk.workspace.busy
+    assert [step.title for step in desk.workspace.journal.done] == ["add point"]

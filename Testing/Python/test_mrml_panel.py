@@ -199,6 +199,21 @@ def test_the_preview_of_another_volume_holds_nothing_of_the_one_before(panel: Pa
     assert shown() == 25
 
 
+def test_nothing_is_previewed_of_voxels_that_the_volume_no_longer_has(panel: Panel, desk: Desk) -> None:  # noqa: F811
+    """A sequence browser shows another time point: the engine still knows the one before."""
+    desk.do(desk.segment, point(desk.ct, LEFT))
+
+    def preview(index_kji: tuple[int, int, int]) -> bool:
+        position = desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]).tolist()
+        panel._preview.ask(desk.workspace, desk.segment, position, positive=True)
+        assert desk.assistant.wait()
+        return bool(desk.scene.GetFirstNodeByName(NAME).GetDisplayVisibility())
+
+    assert preview(LEFT)
+    slicer.util.updateVolumeFromArray(desk.volume, np.full_like(desk.ct.array, -1000))
+    assert not preview(RIGHT)
+
+
 # ---- names of files
 
 

@@ -43,6 +43,29 @@ def test_prompts_are_named_after_their_segment_and_lie_in_one_folder(desk: Desk)
     assert not desk.scene.GetNumberOfNodesByClass("vtkMRMLMarkupsNode")
 
 
+def test_a_new_segment_gets_no_prompts_of_one_that_was_deleted_while_the_module_did_not_look(
+    desk: Desk,  # noqa: F811
+) -> None:
+    """As in the Segment Editor, after a scene was loaded; Slicer gives the id of the old segment to the new one."""
+    kept = desk.add_segment("kept")
+    desk.do(kept, point(desk.ct, RIGHT))
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.do(desk.segment, box(desk.ct, (5, 20, 10), (5, 44, 30)))
+    desk.assistant.close_workspaces()
+    desk.segmentation.GetSegmentation().RemoveSegment(desk.segment)
+    prompts = desk.assistant.open(desk.volume, desk.segmentation).prompts
+    desk.segmentation.GetSegmentation().AddEmptySegment(desk.segment, "new")
+    assert not prompts.nodes(desk.segment)
+    assert len(prompts.gestures(kept)) == 1
+
+
+def test_prompts_stay_if_the_file_of_the_segmentation_could_not_be_read(desk: Desk) -> None:  # noqa: F811
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    desk.assistant.close_workspaces()
+    desk.segmentation.GetSegmentation().RemoveAllSegments()
+    assert desk.assistant.open(desk.volume, desk.segmentation).prompts.nodes(desk.segment)
+
+
 def test_a_dragged_point_is_the_same_as_one_that_was_placed_there(desk: Desk) -> None:  # noqa: F811
     expected = desk.do(desk.segment, point(desk.ct, RIGHT))
     desk.workspace.undo()

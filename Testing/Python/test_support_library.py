@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from auto_scenes import BALLS, balls
 from command_line import run, sentence_of
 from ct_files import affine, write_dicom_series
+from dicom_scenes import a_series, liver_and_tumor
 from safetensors import SafetensorError
 
 from SAM2AssistLib.cli import auto
@@ -59,6 +60,14 @@ def test_segments_of_one_name_are_one_class_of_a_support_case(files):
     write_segmentation(files[1], [NamedMask("metastasis", mask) for mask in masks.values()], volume)
     (read,) = read_support(*files).masks.values()
     np.testing.assert_array_equal(read, np.logical_or(*masks.values()))
+
+
+def test_a_dicom_seg_is_the_mask_of_a_support_case_whatever_its_name(tmp_path):
+    volume, masks = a_series(tmp_path / "ct"), liver_and_tumor()  # which are not on all slices
+    write_segmentation(tmp_path / "a.dcm", masks, volume)
+    read = read_support(tmp_path / "ct", (tmp_path / "a.dcm").rename(tmp_path / "IM0001"))
+    for named in masks:
+        np.testing.assert_array_equal(read.masks[named.name], named.mask)
 
 
 def test_a_name_is_given_once(a_library, a_case):
