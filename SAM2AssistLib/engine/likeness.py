@@ -8,7 +8,8 @@ SAM2-SP the features that speak are those of the most confident voxels; here a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,11 @@ from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.encoder import SliceFeatures
 from SAM2AssistLib.engine.memory import SliceState
-from SAM2AssistLib.engine.random_walk import BREATH, INSIDE, OUTSIDE, SEED_SHARE, surroundings
+from SAM2AssistLib.engine.random_walk import INSIDE, OUTSIDE, SEED_SHARE, surroundings
 from SAM2AssistLib.engine.views import cut
 
 if TYPE_CHECKING:
+    from SAM2AssistLib.engine.network import Network
     from SAM2AssistLib.engine.plane import Plane
 
 Seeds = NDArray[np.int8]
@@ -34,7 +36,7 @@ RIDGE = 0.01
 """Share of its variance that is added to each feature, for many features and few cells."""
 ODDS_LIMIT = 3.0
 """Log odds beyond which this is not believed either."""
-LEAST_PIXELS = 20
+LEAST_CELLS = 20
 """Fewer inside or outside teach nothing."""
 THIN, BROAD = 3.0, 4.0
 """Cells: what is as thin as the former has no say, for its features are as much those of what lies beside it; what is
@@ -69,28 +71,40 @@ def likeness(
     say = (_breadth(states.values()) - THIN) / (BROAD - THIN)
     if say <= 0:
         return None
-    for place, k in enumerate(indices[:: -(-len(indices) // MOST_SLICES)], 1):
-        if place % BREATH == 0:
+    shares = {k: _shares(plane, states[k], sown(k)) for k in indices[:: -(-len(indices) // MOST_SLICES)]}
+    teaching = {k: states[k] for k, (inside, _) in shares.items() if inside.any()}
+    for k, features in _seen(plane.network, teaching):
+        if features is None:
             yield
-        inside, outside = _said(plane, states[k], sown(k))
-        if inside.any():
-            learner.look(plane.network.features_of(k, states[k].view), inside, outside)
+        else:
+            learner.look(features, *shares[k])
     learned = learner.learned()
     if learned is None:
         return None
     odds = {}
-    for place, k in enumerate(indices, 1):
-        if place % BREATH == 0:
+    for k, features in _seen(plane.network, states):
+        if features is None:
             yield
-        odds[k] = learned.odds(plane.network.features_of(k, states[k].view)).cpu() * min(1.0, say)
+        else:
+            odds[k] = learned.odds(features).cpu() * min(1.0, say)
     return odds
 
 
+def _seen(network: Network, states: Mapping[int, SliceState]) -> Iterator[tuple[int, SliceFeatures] | tuple[int, None]]:
+    """Give the features of slices, those first that are held, the others encoded in batches; None before each batch."""
+    encoder = network.encoder
+    keys = sorted(((k, state.view) for k, state in states.items()), key=lambda key: not encoder.holds(*key))
+    for start in range(0, len(keys), encoder.batch):
+        part = keys[start : start + encoder.batch]
+        yield part[0][0], None
+        yield from zip((k for k, _ in part), network.features_of(part), strict=True)
+
+
 def _breadth(states: Iterable[SliceState]) -> float:
-    """Tell how many cells across a segment is: twice its area, by the length of its rim."""
+    """Tell how broad a segment is: twice its area by the length of its rim, in cells; a disc has its radius."""
     areas, rims = 0, 0
     for state in states:
-        pooled = F.adaptive_avg_pool2d(state.logits.float()[None], min(MOST_CELLS, state.logits.shape[-1]))
+        pooled = F.adaptive_avg_pool2d(state.logits.float()[None], grid_of(state.logits.shape[-1]))
         mask = pooled > 0
         # A cell is inside if it and its four neighbours are.
         outside = F.pad((~mask).float(), (1, 1, 1, 1))
@@ -100,10 +114,10 @@ def _breadth(states: Iterable[SliceState]) -> float:
     return 2 * areas / max(1, rims)
 
 
-def _said(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
+def _shares(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
     """Return how many pixels of each cell count as the segment, and as what lies around it."""
-    side, view, device = min(MOST_CELLS, state.logits.shape[-1]), state.view, plane.network.device
-    prior = F.adaptive_avg_pool2d(state.logits.to(device).float().sigmoid()[None], side)[0]
+    side, view, device = grid_of(state.logits.shape[-1]), state.view, plane.network.device
+    prior = F.adaptive_avg_pool2d(state.logits.to(device).float().nan_to_num().sigmoid()[None], side)[0]
     inside, outside = (
         cut((seeds == word).astype(np.float32), view, side, 0.0).to(device) > SOWN_SHARE for word in (INSIDE, OUTSIDE)
     )
@@ -131,7 +145,7 @@ class Likeness:
 
     def odds(self, features: SliceFeatures) -> Tensor:
         """Return log odds of a slice's cells, (G, G) on the grid of `grid_of`."""
-        side = grid_of(features)
+        side = grid_of(features.fine.shape[-1])
         odds = torch.full((1, 1, side, side), self.offset, device=features.plain.device)
         for level, weights in zip(_levels(features), self.weights, strict=True):
             odds += _resized(torch.einsum("c,chw->hw", weights.to(level), level)[None, None], side)
@@ -142,8 +156,9 @@ class Learner:
     """Looks at slices one after the other, and tells then what sets a segment apart."""
 
     def __init__(self) -> None:
-        self._inside = self._outside = _Moments(0.0, 0, 0)
+        self._inside = self._outside = _Moments(0.0, 0.0, 0, 0)
         self._widths: list[int] = []
+        self._freedom = 0.0
 
     def look(self, features: SliceFeatures, inside: Tensor, outside: Tensor) -> None:
         """Take in one slice.
@@ -154,8 +169,10 @@ class Learner:
         inside, outside : (G, G) on the grid of `grid_of`, how many pixels of each cell count as the segment, and as
             what lies around it.
         """
-        levels, side = _levels(features), grid_of(features)
+        levels, side = _levels(features), grid_of(features.fine.shape[-1])
         self._widths = [len(level) for level in levels]
+        # Cells that share one of a coarser level tell no more of its features than that one does.
+        self._freedom = sum(len(level) * max(1.0, side / level.shape[-1]) ** 2 for level in levels)
         # For want of memory the network may have gone elsewhere when it was asked for the features.
         inside, outside = (weights.to(features.plain.device).flatten() for weights in (inside, outside))
         seen = torch.nonzero(inside + outside)[:, 0]
@@ -165,20 +182,24 @@ class Learner:
 
     def learned(self) -> Likeness | None:
         """Return what has been learned, or None if that is nothing."""
-        if min(self._inside.count, self._outside.count) < LEAST_PIXELS:
+        inside, outside = self._inside, self._outside
+        if min(inside.cells, outside.cells) < LEAST_CELLS:
             return None
-        inside, outside = self._inside.mean, self._outside.mean
-        spread = (self._inside.covariance + self._outside.covariance) / 2
+        spread = (inside.covariance + outside.covariance) / 2
         variances = spread.diagonal().clone()
         spread += torch.diag(variances * RIDGE + variances.mean().clamp_min(1e-12) * 1e-6)
-        weights = torch.linalg.solve(spread, inside - outside)
-        offset = -float((inside + outside) @ weights) / 2
+        weights = torch.linalg.solve(spread, inside.mean - outside.mean)
+        # Many features of few cells seem further apart than they are (Lachenbruch 1968), the fewer the further out.
+        apart = float((inside.mean - outside.mean) @ weights)
+        by_chance = self._freedom * (1 / inside.cells + 1 / outside.cells)
+        weights *= max(0.0, 1 - by_chance / max(apart, 1e-12))
+        offset = -float((inside.mean + outside.mean) @ weights) / 2
         return Likeness(weights.float().split(self._widths), offset)
 
 
-def grid_of(features: SliceFeatures) -> int:
-    """Return how many cells the grid has along a side, on which the features of a slice are compared."""
-    return min(MOST_CELLS, features.fine.shape[-1])
+def grid_of(finest: int) -> int:
+    """Return how many cells the grid has along a side, on which features are compared, by those of the finest level."""
+    return finest // math.ceil(finest / MOST_CELLS)
 
 
 def _levels(features: SliceFeatures) -> list[Tensor]:
@@ -196,6 +217,7 @@ class _Moments:
     """Weighted sums over cells; in double precision, in which no difference of large ones is lost."""
 
     count: float
+    squares: float
     first: Tensor | int
     second: Tensor | int
 
@@ -204,10 +226,17 @@ class _Moments:
         """Sum over (C, n) features of n cells with (n,) weights."""
         weighted = cells * weights
         # Not every device knows double precision.
-        return _Moments(float(weights.sum()), weighted.sum(1).cpu().double(), (weighted @ cells.T).cpu().double())
+        sums = weighted.sum(1).cpu().double(), (weighted @ cells.T).cpu().double()
+        return _Moments(float(weights.sum()), float((weights**2).sum()), *sums)
 
     def __add__(self, other: _Moments) -> _Moments:
-        return _Moments(self.count + other.count, self.first + other.first, self.second + other.second)
+        count, squares = self.count + other.count, self.squares + other.squares
+        return _Moments(count, squares, self.first + other.first, self.second + other.second)
+
+    @property
+    def cells(self) -> float:
+        """How many cells of equal weight would tell as much (Kish's effective size)."""
+        return self.count**2 / self.squares if self.squares else 0.0
 
     @property
     def mean(self) -> Tensor:

@@ -145,9 +145,9 @@ class Network:
         self.encoder.features(keys)
 
     @_inference
-    def features_of(self, index: int, view: View) -> SliceFeatures:
-        """Return what the encoder sees on a slice through a view."""
-        return self.encoder.features([(index, view)])[0]
+    def features_of(self, keys: Sequence[tuple[int, View]]) -> list[SliceFeatures]:
+        """Return what the encoder sees on slices through views, (slice index, view) pairs."""
+        return self.encoder.features(keys)
 
     @_inference
     def from_points(

@@ -243,6 +243,7 @@ class _Walker:
         if len(self.free) > 1:
             states = {k: self.findings.states[k] for k in sorted(self.free)}
             self.alike = yield from likeness(self.plane, states, self._sown)
+            self.device = self.plane.network.device  # which for want of memory may be another now
         coarse = yield from self._parts(self.slices, self.step)
         spacing = self._spacing(self.step)
         greys = GREY_WEIGHT * grey_odds(coarse.image, coarse.odds.sigmoid(), coarse.seeds, spacing)
@@ -324,7 +325,7 @@ class _Walker:
         return _Parts(torch.stack(images), torch.stack(odds), torch.stack(seeds))
 
     def _slice(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return grey values, the network's log odds, and seeds of a slice's region."""
+        """Return grey values, the log odds that were told, and seeds of a slice's region."""
         region = self.region
         grey = torch.from_numpy(self.plane.grey(index)[region.rows, region.columns]).to(self.device)
         if index not in self.free:

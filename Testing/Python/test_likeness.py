@@ -79,6 +79,13 @@ def test_units_of_the_features_do_not_matter(scale: float, shift: float):
     assert torch.allclose(odds, other, atol=0.1)
 
 
+def test_where_there_is_nothing_to_learn_many_features_say_next_to_nothing():
+    disc, nothing = a_disc(), torch.zeros(32, 32)
+    learned = learned_from(*((features(nothing, width=60, seed=n), disc) for n in range(20)))
+    odds = learned.odds(features(nothing, width=60, seed=99))
+    assert odds.abs().mean() < 0.4
+
+
 def test_features_that_are_the_same_everywhere_say_nothing():
     disc, same = a_disc(), SliceFeatures(torch.ones(2, 32, 32), torch.ones(2, 16, 16), torch.zeros(2, 8, 8))
     assert not learned_from((same, disc)).odds(same).any()
@@ -95,7 +102,8 @@ def test_too_few_pixels_teach_nothing():
 def test_finer_grids_are_looked_at_as_coarsely():
     disc = a_disc(side=4 * MOST_CELLS, radius=60)
     seen = features(disc)
-    assert grid_of(seen) == MOST_CELLS
+    assert grid_of(4 * MOST_CELLS) == grid_of(MOST_CELLS) == MOST_CELLS
+    assert grid_of(96) == 48
     coarse = a_disc(side=MOST_CELLS, radius=15)
     odds = learned_from((seen, coarse)).odds(seen)
     assert odds.shape == (MOST_CELLS, MOST_CELLS)
@@ -108,15 +116,20 @@ def test_finer_grids_are_looked_at_as_coarsely():
 class Shown:
     """A plane of slices that show a disc, with features that are counted; the network's word is given for each."""
 
-    def __init__(self, said: list[torch.Tensor]) -> None:
-        self.spacing_mm, self.distance_mm = (1.0, 1.0), 3.0
-        self.network, self.device, self.asked = self, torch.device("cpu"), Counter()
+    def __init__(self, said: list[torch.Tensor], spacing_mm: tuple[float, float] = (1.0, 1.0)) -> None:
+        self.spacing_mm, self.distance_mm = spacing_mm, 3.0
+        self.network = self.encoder = self
+        self.device, self.batch, self.asked, self.batches = torch.device("cpu"), 4, Counter(), []
         view = View(0, 0, 64, 64)
         self.states = {k: SliceState(view, word, 0.9, 5.0, torch.zeros(1), None) for k, word in enumerate(said)}
 
-    def features_of(self, index: int, _view: View) -> SliceFeatures:
-        self.asked[index] += 1
-        return features(a_disc(), seed=index)
+    def holds(self, index: int, _view: View) -> bool:
+        return index % 2 == 0
+
+    def features_of(self, keys: list[tuple[int, View]]) -> list[SliceFeatures]:
+        self.asked.update(index for index, _ in keys)
+        self.batches.append([index for index, _ in keys])
+        return [features(a_disc(), seed=index) for index, _ in keys]
 
     def likeness(self, seeds: dict[int, np.ndarray] | None = None) -> dict[int, torch.Tensor] | None:
         nothing = np.zeros((64, 64), np.int8)
@@ -156,6 +169,24 @@ def test_of_many_slices_some_teach_and_all_are_told_of():
     assert MOST_SLICES / 2 < sum(count - 1 for count in plane.asked.values()) <= MOST_SLICES
 
 
+def test_what_is_held_is_looked_at_before_it_has_to_make_room_and_the_rest_is_encoded_together():
+    plane = Shown([TRUE] * 12)
+    plane.likeness()
+    once = [[0, 2, 4, 6], [8, 10, 1, 3], [5, 7, 9, 11]]
+    assert plane.batches == once + once
+
+
+def test_surroundings_are_millimetres_in_both_directions(monkeypatch: pytest.MonkeyPatch):
+    looked_at = []
+    monkeypatch.setattr(Learner, "look", lambda _self, _features, *shares: looked_at.append(shares))
+    disc = a_disc(radius=5.0) * 12 - 6
+    Shown([disc], spacing_mm=(1.0, 3.0)).likeness()
+    ((inside, outside),) = looked_at
+    near, shown = inside + outside > 0, disc > 0
+    around = [int(near.any(dim=dim).sum()) - int(shown.any(dim=dim).sum()) for dim in (1, 0)]
+    assert around == [2 * 6, 2 * 2]  # cells of 2 mm by 6 mm
+
+
 def test_what_is_only_some_cells_thin_is_left_to_its_grey_values():
     thin = NOTHING.clone()
     thin[15:17] = 6
@@ -187,6 +218,40 @@ def test_settling_encodes_no_slice_that_was_not_encoded_before(an_engine: Engine
             run(session)
             encoded.append(session._plane(0).encoder.encoded)
     assert encoded[0] == encoded[1]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_is_told_of_cells_counts_at_their_place_in_the_slice(
+    an_engine: Engine, monkeypatch: pytest.MonkeyPatch, axis: int
+):
+    edge, odds_of = 24, sharpening._Walker._slice
+
+    def beyond_an_edge(_plane: object, states: dict[int, SliceState], _sown: object):
+        odds = {}
+        for k, state in states.items():
+            first, count = ((state.view.row, state.view.rows), (state.view.column, state.view.columns))[axis]
+            gone = torch.where(first + (torch.arange(32) + 0.5) * count / 32 < edge, -30.0, 0.0).expand(32, 32)
+            odds[k] = gone.T if axis == 0 else gone
+        yield
+        return odds
+
+    told: list[tuple[torch.Tensor, int]] = []
+
+    def noted(walker: sharpening._Walker, index: int):
+        grey, odds, seeds = odds_of(walker, index)
+        if walker.alike is not None and index in walker.free:
+            told.append((odds if axis == 0 else odds.T, (walker.region.rows, walker.region.columns)[axis].start))
+        return grey, odds, seeds
+
+    monkeypatch.setattr(sharpening, "likeness", beyond_an_edge)
+    monkeypatch.setattr(sharpening._Walker, "_slice", noted)
+    blobs = two_blobs()
+    with an_engine.open(blobs.volume) as session:
+        boxed(session, blobs)
+        run(session)
+    assert told
+    assert all((odds[: edge - start - 3] < -6).all() for odds, start in told)
+    assert any((odds[edge - start + 3 :] > 0).any() for odds, start in told)
 
 
 def test_one_slice_alone_is_settled_without_it(an_engine: Engine, monkeypatch: pytest.MonkeyPatch):
