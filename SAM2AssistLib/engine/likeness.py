@@ -158,7 +158,6 @@ class Learner:
     def __init__(self) -> None:
         self._inside = self._outside = _Moments(0.0, 0.0, 0, 0)
         self._widths: list[int] = []
-        self._freedom = 0.0
 
     def look(self, features: SliceFeatures, inside: Tensor, outside: Tensor) -> None:
         """Take in one slice.
@@ -171,8 +170,6 @@ class Learner:
         """
         levels, side = _levels(features), grid_of(features.fine.shape[-1])
         self._widths = [len(level) for level in levels]
-        # Cells that share one of a coarser level tell no more of its features than that one does.
-        self._freedom = sum(len(level) * max(1.0, side / level.shape[-1]) ** 2 for level in levels)
         # For want of memory the network may have gone elsewhere when it was asked for the features.
         inside, outside = (weights.to(features.plain.device).flatten() for weights in (inside, outside))
         seen = torch.nonzero(inside + outside)[:, 0]
@@ -189,10 +186,6 @@ class Learner:
         variances = spread.diagonal().clone()
         spread += torch.diag(variances * RIDGE + variances.mean().clamp_min(1e-12) * 1e-6)
         weights = torch.linalg.solve(spread, inside.mean - outside.mean)
-        # Many features of few cells seem further apart than they are (Lachenbruch 1968), the fewer the further out.
-        apart = float((inside.mean - outside.mean) @ weights)
-        by_chance = self._freedom * (1 / inside.cells + 1 / outside.cells)
-        weights *= max(0.0, 1 - by_chance / max(apart, 1e-12))
         offset = -float((inside.mean + outside.mean) @ weights) / 2
         return Likeness(weights.float().split(self._widths), offset)
 

@@ -79,13 +79,6 @@ def test_units_of_the_features_do_not_matter(scale: float, shift: float):
     assert torch.allclose(odds, other, atol=0.1)
 
 
-def test_where_there_is_nothing_to_learn_many_features_say_next_to_nothing():
-    disc, nothing = a_disc(), torch.zeros(32, 32)
-    learned = learned_from(*((features(nothing, width=60, seed=n), disc) for n in range(20)))
-    odds = learned.odds(features(nothing, width=60, seed=99))
-    assert odds.abs().mean() < 0.4
-
-
 def test_features_that_are_the_same_everywhere_say_nothing():
     disc, same = a_disc(), SliceFeatures(torch.ones(2, 32, 32), torch.ones(2, 16, 16), torch.zeros(2, 8, 8))
     assert not learned_from((same, disc)).odds(same).any()
