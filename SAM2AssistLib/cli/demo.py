@@ -28,7 +28,7 @@ from SAM2AssistLib.cli.results import (
 )
 from SAM2AssistLib.cli.segment import check_model, check_prompt_path
 from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path, make_folder
+from SAM2AssistLib.io.atomic import atomic_path, is_same_file, make_folder
 from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.segmentation import check_output_path, write_segmentation
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file, write_prompt_file
@@ -227,7 +227,7 @@ def _check_keeps(out: Path, given: Sequence[Path]) -> None:
     """
     results = [out / name for name in (CT_FILE, PROMPT_FILE, SEGMENTATION_FILE, PREVIEW_FILE)]
     there = [path for path in results if path.exists()]
-    others = [path for path in there if not any(_is_same_file(path, own) for own in given)]
+    others = [path for path in there if not any(is_same_file(path, own) for own in given)]
     if others and len(there) < len(results):
         raise OutputError(f"{others[0]} is there and not from an earlier demo; choose another folder with --out.")
 
@@ -239,21 +239,16 @@ def _write(out: Path, session: Session, task: _Task, own_prompts: Path | None) -
     masks = masks_of(session)
     notes = [*write_segmentation(out / SEGMENTATION_FILE, masks, task.volume), *notes_on(masks, task.volume)]
     write_preview(out / PREVIEW_FILE, task.volume, masks, window=session.window)
-    if not _is_same_file(out / PROMPT_FILE, own_prompts):
+    if own_prompts is None or not is_same_file(out / PROMPT_FILE, own_prompts):
         write_prompt_file(out / PROMPT_FILE, task.requests, task.volume)
     _write_ct(out / CT_FILE, task.volume)
     names = {"ct": CT_FILE, "prompts": PROMPT_FILE, "segmentation": SEGMENTATION_FILE, "preview": PREVIEW_FILE}
     return {what: str(out / name) for what, name in names.items()}, notes
 
 
-def _is_same_file(path: Path, own: Path | None) -> bool:
-    """Whether a file that the demo would write is one that the user gave, which stays as it is."""
-    return own is not None and path.exists() and own.exists() and path.samefile(own)
-
-
 def _write_ct(path: Path, volume: CTVolume) -> None:
-    if _is_same_file(path, volume.source):
-        return
+    if volume.source is not None and is_same_file(path, volume.source):
+        return  # the user's own file stays as it is
     with atomic_path(path) as part:
         try:
             sitk.WriteImage(image_of(volume.array, volume.ijk_to_lps), str(part), useCompression=True)

@@ -12,7 +12,7 @@ from SAM2AssistLib.cli.arguments import AsJson, Series
 from SAM2AssistLib.cli.console import print_json, stdout, tell, working
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.algorithm import Algorithm
-from SAM2AssistLib.io.atomic import check_place, ending_of
+from SAM2AssistLib.io.atomic import check_place, ending_of, is_same_file
 from SAM2AssistLib.io.dicom_kinds import SegKind, check_highdicom
 from SAM2AssistLib.io.segmentation import DICOM_ENDING, check_can_refer, read_on_grid
 from SAM2AssistLib.volume import CTVolume
@@ -90,5 +90,5 @@ def _check_paths(segmentation: Path, output: Path) -> None:
     check_highdicom()
     if not segmentation.is_file():
         raise InputError(f"There is no segmentation '{segmentation}'; check the path.")
-    if output.exists() and output.samefile(segmentation):
+    if is_same_file(output, segmentation):
         raise OutputError(f"{output.name} is the segmentation itself and would be lost; choose another name.")

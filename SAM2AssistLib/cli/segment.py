@@ -28,7 +28,7 @@ from SAM2AssistLib.engine.adapter import check_adapter_files
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError, ModelError, OutputError
-from SAM2AssistLib.io.atomic import check_place
+from SAM2AssistLib.io.atomic import check_place, is_same_file
 from SAM2AssistLib.io.segmentation import check_before_segmenting, check_output_path, written_files
 from SAM2AssistLib.prompts import SegmentPrompts, read_prompt_file
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
@@ -171,7 +171,7 @@ def check_keeps_inputs(output: Path, image: Path, other: Path, what_other: str =
     """
     for path in written_files(output):
         for what, given in (("image", image), (what_other, other)):
-            if path.exists() and given.exists() and path.samefile(given):
+            if is_same_file(path, given):
                 raise OutputError(
                     f"{path.name} is the {what} itself and would be lost; choose another name for the result."
                 )

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.encoder import SliceFeatures
 from SAM2AssistLib.engine.memory import SliceState
-from SAM2AssistLib.engine.random_walk import INSIDE, OUTSIDE, SEED_SHARE, surroundings
+from SAM2AssistLib.engine.random_walk import INSIDE, OUTSIDE, shares, surroundings
 from SAM2AssistLib.engine.views import cut
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def likeness(
     Parameters
     ----------
     plane : the slices.
-    states : what the network says of some of them.
+    states : what the network says of some of them, in their order.
     sown : gives what prompts make certain on a slice, (rows, columns) of `INSIDE`, `OUTSIDE` and 0.
 
     Yields
@@ -67,36 +67,40 @@ def likeness(
     -------
     Log odds by slice, (G, G) over the view of its state, in host memory; None where there is nothing to learn from.
     """
-    learner, indices = Learner(), sorted(states)
     say = (_breadth(states.values()) - THIN) / (BROAD - THIN)
     if say <= 0:
         return None
-    shares = {k: _shares(plane, states[k], sown(k)) for k in indices[:: -(-len(indices) // MOST_SLICES)]}
-    teaching = {k: states[k] for k, (inside, _) in shares.items() if inside.any()}
-    for k, features in _seen(plane.network, teaching):
-        if features is None:
+    counted = {}
+    for k in list(states)[:: -(-len(states) // MOST_SLICES)]:
+        yield
+        inside, outside = _counted(plane, states[k], sown(k))
+        if inside.any():
+            counted[k] = inside, outside
+    learner = Learner()
+    for seen in _seen(plane.network, {k: states[k] for k in counted}):
+        if seen is None:
             yield
         else:
-            learner.look(features, *shares[k])
+            learner.look(seen[1], *counted[seen[0]])
     learned = learner.learned()
     if learned is None:
         return None
     odds = {}
-    for k, features in _seen(plane.network, states):
-        if features is None:
+    for seen in _seen(plane.network, states):
+        if seen is None:
             yield
         else:
-            odds[k] = learned.odds(features).cpu() * min(1.0, say)
+            odds[seen[0]] = learned.odds(seen[1]).cpu() * min(1.0, say)
     return odds
 
 
-def _seen(network: Network, states: Mapping[int, SliceState]) -> Iterator[tuple[int, SliceFeatures] | tuple[int, None]]:
+def _seen(network: Network, states: Mapping[int, SliceState]) -> Iterator[tuple[int, SliceFeatures] | None]:
     """Give the features of slices, those first that are held, the others encoded in batches; None before each batch."""
     encoder = network.encoder
     keys = sorted(((k, state.view) for k, state in states.items()), key=lambda key: not encoder.holds(*key))
     for start in range(0, len(keys), encoder.batch):
         part = keys[start : start + encoder.batch]
-        yield part[0][0], None
+        yield None
         yield from zip((k for k, _ in part), network.features_of(part), strict=True)
 
 
@@ -114,20 +118,18 @@ def _breadth(states: Iterable[SliceState]) -> float:
     return 2 * areas / max(1, rims)
 
 
-def _shares(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
+def _counted(plane: Plane, state: SliceState, seeds: Seeds) -> tuple[Tensor, Tensor]:
     """Return how many pixels of each cell count as the segment, and as what lies around it."""
     side, view, device = grid_of(state.logits.shape[-1]), state.view, plane.network.device
     prior = F.adaptive_avg_pool2d(state.logits.to(device).float().nan_to_num().sigmoid()[None], side)[0]
-    inside, outside = (
-        cut((seeds == word).astype(np.float32), view, side, 0.0).to(device) > SOWN_SHARE for word in (INSIDE, OUTSIDE)
-    )
+    sown = torch.zeros(side, side, dtype=torch.int8, device=device)
+    for word in (OUTSIDE, INSIDE):  # a cell of both is inside
+        if (seeds == word).any():
+            sown[cut((seeds == word).astype(np.float32), view, side, 0.0).to(device) > SOWN_SHARE] = word
     rows, columns = view.rows / side, view.columns / side
     row_mm, column_mm = plane.spacing_mm
-    near = surroundings(prior[None], (plane.distance_mm, rows * row_mm, columns * column_mm))[0] | inside
-    pixels = near * (rows * columns)
-    segment = torch.where(inside, SEED_SHARE, prior * ~outside)
-    others = torch.where(outside, 1.0, 1 - prior) * ~inside
-    return segment * pixels, others * pixels
+    near = surroundings(prior[None], (plane.distance_mm, rows * row_mm, columns * column_mm))[0] | (sown == INSIDE)
+    return shares(prior, sown, near * (rows * columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ class Learner:
     """Looks at slices one after the other, and tells then what sets a segment apart."""
 
     def __init__(self) -> None:
-        self._inside = self._outside = _Moments(0.0, 0.0, 0, 0)
+        self._inside = self._outside = _Moments(0.0, 0.0, torch.zeros(()), torch.zeros(()))
         self._widths: list[int] = []
 
     def look(self, features: SliceFeatures, inside: Tensor, outside: Tensor) -> None:
@@ -211,8 +213,8 @@ class _Moments:
 
     count: float
     squares: float
-    first: Tensor | int
-    second: Tensor | int
+    first: Tensor
+    second: Tensor
 
     @staticmethod
     def of(cells: Tensor, weights: Tensor) -> _Moments:
@@ -233,8 +235,8 @@ class _Moments:
 
     @property
     def mean(self) -> Tensor:
-        return torch.as_tensor(self.first) / self.count
+        return self.first / self.count
 
     @property
     def covariance(self) -> Tensor:
-        return torch.as_tensor(self.second) / self.count - torch.outer(self.mean, self.mean)
+        return self.second / self.count - torch.outer(self.mean, self.mean)

@@ -135,14 +135,10 @@ class Network:
         order, done = self.encoder.outward(first), 0
         while done < len(order):
             part = order[done : done + self.encoder.batch]
-            self._encode([(index, view) for index in part if not self.encoder.holds(index, view)])
+            self.features_of([(index, view) for index in part if not self.encoder.holds(index, view)])
             for index in part:
                 done += 1
                 yield Encoded(index, done, len(order))
-
-    @_inference
-    def _encode(self, keys: Sequence[tuple[int, View]]) -> None:
-        self.encoder.features(keys)
 
     @_inference
     def features_of(self, keys: Sequence[tuple[int, View]]) -> list[SliceFeatures]:

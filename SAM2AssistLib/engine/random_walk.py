@@ -76,9 +76,7 @@ def grey_odds(image: Tensor, prior: Tensor, seeds: Tensor, spacing_mm: Sequence[
     -------
     Log odds by grey value, (`GREY_BINS` + 1); look them up with `grey_bins`.
     """
-    around = surroundings(prior, spacing_mm)
-    segment = torch.where(seeds == INSIDE, SEED_SHARE, prior * (seeds != OUTSIDE)) * around
-    others = torch.where(seeds == OUTSIDE, 1.0, (1 - prior) * (seeds != INSIDE)) * around
+    segment, others = shares(prior, seeds, surroundings(prior, spacing_mm))
     bins = grey_bins(image).flatten()
     inside, outside = (_smooth_histogram(bins, weight.flatten()) for weight in (segment, others))
     return (inside / outside).log_().clamp_(-GREY_LIMIT, GREY_LIMIT)
@@ -99,6 +97,18 @@ def surroundings(prior: Tensor, spacing_mm: Sequence[float]) -> Tensor:
     rows, columns = (max(1, round(REACH_MM / s)) for s in spacing_mm[1:])
     down = F.max_pool2d(prior[:, None], (2 * rows + 1, 1), 1, (rows, 0))
     return F.max_pool2d(down, (1, 2 * columns + 1), 1, (0, columns))[:, 0] > NEARLY
+
+
+def shares(prior: Tensor, seeds: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell how much voxels count when it is looked at what a segment looks like, and what lies around it.
+
+    Parameters
+    ----------
+    prior, seeds, around : probability of the segment, seeds, and how much voxels count at all; of one shape.
+    """
+    segment = torch.where(seeds == INSIDE, SEED_SHARE, prior * (seeds != OUTSIDE)) * around
+    others = torch.where(seeds == OUTSIDE, 1.0, (1 - prior) * (seeds != INSIDE)) * around
+    return segment, others
 
 
 def grey_bins(image: Tensor) -> Tensor:

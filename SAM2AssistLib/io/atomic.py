@@ -43,6 +43,11 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def check_place(path: str | Path) -> None:
     """Refuse, before any work is done, a path that no file can be written to.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -18,7 +17,7 @@ from SAM2AssistLib.mrml.jobs import Stage
 from SAM2AssistLib.mrml.nodes import add_segment
 from SAM2AssistLib.mrml.volumes import look_at_volume
 from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
-from SAM2AssistLib.mrml.words import translator
+from SAM2AssistLib.mrml.words import free_name, translator
 
 if TYPE_CHECKING:
     from SAM2AssistLib.mrml.panel import Panel
@@ -71,8 +70,7 @@ def find_sources(choice: EngineChoice) -> Sources:
 def _free_name(volume_name: str, taken: Container[str]) -> str:
     """Name a case after its volume, with a number if that name is taken; Slicer's "4: Abdomen" can name no folder."""
     name = re.sub(r"[/\\:\0]+", "-", volume_name).strip().lstrip(".") or "case"
-    numbered = (f"{name} {number}" for number in itertools.count(2))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
+    return free_name(name, taken)
 
 
 class AutoMode:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import chain, count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from SAM2AssistLib.engine.worker import Leave
 from SAM2AssistLib.mrml.edits import along_own, take_edited
 from SAM2AssistLib.mrml.gestures import Gesture, gesture_of
 from SAM2AssistLib.mrml.journal import KnownMask, Mark, packed, unpacked
-from SAM2AssistLib.mrml.words import translator
+from SAM2AssistLib.mrml.words import free_name, translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt
 from SAM2AssistLib.volume import CTVolume
 
@@ -402,9 +401,10 @@ class Desk:
         if found is not None:
             return found
         taken = {segment.name for segment in self.session.segments}
-        numbered = (f"{segment_id} {number}" for number in count(2))  # a copy may be called as its original's id is
-        names = chain((name.strip(), segment_id), numbered)
-        self._segments[segment_id] = self.session.add_segment(next(n for n in names if n and n not in taken))
+        own = name.strip()
+        if not own or own in taken:
+            own = free_name(segment_id, taken)  # a copy may be called as its original's id is
+        self._segments[segment_id] = self.session.add_segment(own)
         return self._segments[segment_id]
 
     def _gestures(self, segment_id: str, segment: Segment) -> tuple[Gesture, ...]:
