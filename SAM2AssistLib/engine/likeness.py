@@ -175,7 +175,7 @@ class Learner:
         # For want of memory the network may have gone elsewhere when it was asked for the features.
         inside, outside = (weights.to(features.plain.device).flatten() for weights in (inside, outside))
         seen = torch.nonzero(inside + outside)[:, 0]
-        cells = torch.cat([_resized(level[None], side)[0].flatten(1).index_select(1, seen) for level in levels])
+        cells = torch.cat([_looked_up(level, seen, side) for level in levels])
         self._inside += _Moments.of(cells, inside[seen])
         self._outside += _Moments.of(cells, outside[seen])
 
@@ -199,6 +199,16 @@ def grid_of(finest: int) -> int:
 
 def _levels(features: SliceFeatures) -> list[Tensor]:
     return [level.float() for level in (features.fine, features.middle, features.plain)]
+
+
+def _looked_up(level: Tensor, cells: Tensor, side: int) -> Tensor:
+    """Return features (C, n) of some cells of the grid, by their numbers, as `_resized` would make them."""
+    if level.shape[-1] > side:
+        return _resized(level[None], side)[0].flatten(1).index_select(1, cells)
+    places = (2 * torch.stack([cells % side, cells // side], 1) + 1) / side - 1
+    # Some cells of the grid and not all: a fifth of the time.
+    found = F.grid_sample(level[None], places[None, None], padding_mode="border", align_corners=False)
+    return found[0, :, 0]
 
 
 def _resized(planes: Tensor, side: int) -> Tensor:

@@ -32,7 +32,8 @@ class SliceState:
     iou : predicted IoU in [0, 1].
     object_score : logit of the segment being on this slice.
     pointer : (C,) object pointer.
-    memory : (M, S/16, S/16) bfloat16 memory features, as SAM2's own predictor stores them; None once dropped.
+    memory : (M, S/16, S/16) bfloat16 memory features, as SAM2's own predictor stores them; None where no propagation
+        has asked for them yet, and once dropped.
     prompted : whether a prompt made it, which makes it a conditioning memory.
     reverse : whether it was reached going down the slice indices.
     backed : whether it holds an opinion from outside of the propagation, see `blending`.

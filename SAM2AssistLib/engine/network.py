@@ -156,7 +156,7 @@ class Network:
         previous: SliceState | None,
         recall: Recall | None,
     ) -> SliceState:
-        """Decode one segment on one slice from all the points and boxes given there.
+        """Decode one segment on one slice from all the points and boxes given there; its memory still to be made.
 
         Parameters
         ----------
@@ -195,11 +195,11 @@ class Network:
         )
         decoded = self._refined(decoded, features, None, mask)
         united = decoded if count == 1 else _united(decoded)
-        return self._states([view], united, plain[:1], from_prompt=True, reverse=[False])[0]
+        return self._states([view], united, from_prompt=True, reverse=[False])[0]
 
     @_inference
     def from_mask(self, index: int, view: View, mask: Tensor) -> SliceState:
-        """Take a mask as it is.
+        """Take a mask as it is; its memory is still to be made.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class Network:
         """
         plain, high_res = _stack(self.encoder.features([(index, view)]))
         decoded = mask_as_output(self.model, plain, high_res, mask[None, None].to(plain.device))
-        return self._states([view], decoded, plain, from_prompt=True, reverse=[False])[0]
+        return self._states([view], decoded, from_prompt=True, reverse=[False])[0]
 
     @_inference
     def track(self, rows: Sequence[Row]) -> list[SliceState]:
@@ -247,7 +247,7 @@ class Network:
             fine, middle = high_res
             decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), place, mask)
         decoded = self._refined(decoded, found, place, mask)
-        return self._states([r.view for r in rows], decoded, None, from_prompt=False, reverse=[r.reverse for r in rows])
+        return self._states([r.view for r in rows], decoded, from_prompt=False, reverse=[r.reverse for r in rows])
 
     @_inference
     def look_again(self, rows: Sequence[Row]) -> list[SliceState]:
@@ -262,7 +262,7 @@ class Network:
         recalls = [row.recall for row in rows]
         conditioned = condition(self.model, plain[place], self.encoder.positions, recalls, self.slices)
         decoded = decode(self.model, conditioned, [level[place] for level in high_res], dense=mask)
-        return self._states([r.view for r in rows], decoded, None, from_prompt=False, reverse=[r.reverse for r in rows])
+        return self._states([r.view for r in rows], decoded, from_prompt=False, reverse=[r.reverse for r in rows])
 
     @_inference
     def remember(self, indices: Sequence[int], states: Sequence[SliceState]) -> list[SliceState]:
@@ -281,12 +281,18 @@ class Network:
     def seen_through(
         self, indices: Sequence[int], states: Sequence[SliceState], views: Sequence[View]
     ) -> list[SliceState]:
-        """Bring states and their memories into other views; memories that were dropped are made again."""
-        moved = [
-            state if state.view == view else replace(state, view=view, logits=self._in_view(state, view).half())
-            for state, view in zip(states, views, strict=True)
-        ]
-        return self.remember(indices, moved)
+        """Bring states into other views, with their memories; those that are not there are made, each once."""
+        keys = [(id(state), view) for state, view in zip(states, views, strict=True)]
+        moved = {key: self._moved(state, key[1]) for key, state in zip(keys, states, strict=True)}
+        missing = {key: index for key, index in zip(keys, indices, strict=True) if moved[key].memory is None}
+        made = self.remember(list(missing.values()), [moved[key] for key in missing])
+        moved |= zip(missing, made, strict=True)
+        return [moved[key] for key in keys]
+
+    def _moved(self, state: SliceState, view: View) -> SliceState:
+        if state.view == view:
+            return state
+        return replace(state, view=view, logits=self._in_view(state, view).half(), memory=None)
 
     def carried(self, state: SliceState, view: View) -> Tensor:
         """Give the logits of a state in a view; (S/4, S/4) float32."""
@@ -308,18 +314,13 @@ class Network:
         logits = state.logits.to(self.device).float()
         return logits if state.view == view else move_logits(logits, state.view, view, MOVED_OUTSIDE_LOGIT)
 
+    @staticmethod
     def _states(
-        self,
-        views: Sequence[View],
-        decoded: Decoded,
-        plain: Tensor | None,
-        *,
-        from_prompt: bool,
-        reverse: Sequence[bool],
+        views: Sequence[View], decoded: Decoded, *, from_prompt: bool, reverse: Sequence[bool]
     ) -> list[SliceState]:
         gated = decoded.gated()
         ious, scores = decoded.iou.tolist(), decoded.object_score[:, 0].tolist()
-        states = [
+        return [
             SliceState(
                 view=view,
                 logits=gated[n, 0].half(),
@@ -332,11 +333,6 @@ class Network:
             )
             for n, view in enumerate(views)
         ]
-        if plain is None:
-            return states
-        place = torch.zeros(len(states), dtype=torch.long, device=plain.device)
-        memories = self._memories(plain, place, states, from_prompt=from_prompt)
-        return [replace(s, memory=m) for s, m in zip(states, memories, strict=True)]
 
     def _features(self, keys: Sequence[tuple[int, View]]) -> tuple[list[SliceFeatures], Tensor]:
         """Return the features of slices through views, each once, and for every key which of them is its own."""

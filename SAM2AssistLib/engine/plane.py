@@ -289,11 +289,7 @@ class Plane:
                 break
             view = better
         state = replace(state, backed=backed and state.shows)
-        logits = self._heeded(state, clicks)
-        if logits is state.logits:
-            return state
-        # The memory is to be of the mask that the user sees.
-        return self.network.remember([index], [replace(state, logits=logits.to(state.logits.dtype))])[0]
+        return replace(state, logits=self._heeded(state, clicks).to(state.logits.dtype))
 
     def _size_nearby(self, findings: Findings, index: int) -> int:
         """Count the pixels of the nearest slice on which the segment is."""

@@ -240,8 +240,9 @@ class _Walker:
 
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
-        if len(self.free) > 1:
-            states = {k: self.findings.states[k] for k in sorted(self.free)}
+        states = {k: self.findings.states[k] for k in sorted(self.free)}
+        # What Auto-Segment has had a part in goes by such features already.
+        if len(states) > 1 and not any(state.backed for state in states.values()):
             self.alike = yield from likeness(self.plane, states, self._sown)
             self.device = self.plane.network.device  # which for want of memory may be another now
         coarse = yield from self._parts(self.slices, self.step)

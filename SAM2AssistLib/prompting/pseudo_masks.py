@@ -159,8 +159,9 @@ class SupportPrompter:
         key = (match.support, match.slice, name)
         if key not in self._remembered:
             support = self.supports[match.support]
-            mask = support.mask(name, match.slice)
-            self._remembered[key] = support.plane.network.from_mask(match.slice, support.view, mask)
+            network, mask = support.plane.network, support.mask(name, match.slice)
+            state = network.from_mask(match.slice, support.view, mask)
+            self._remembered[key] = network.remember([match.slice], [state])[0]
         return self._remembered[key]
 
     def _trust(self, state: SliceState) -> float:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from SAM2AssistLib.engine import sharpening
+from SAM2AssistLib.engine.blending import SliceOpinion
 from SAM2AssistLib.engine.encoder import SliceFeatures
 from SAM2AssistLib.engine.likeness import MOST_CELLS, MOST_SLICES, ODDS_LIMIT, Learner, grid_of, likeness
 from SAM2AssistLib.engine.loading import Engine
@@ -101,6 +102,18 @@ def test_finer_grids_are_looked_at_as_coarsely():
     odds = learned_from((seen, coarse)).odds(seen)
     assert odds.shape == (MOST_CELLS, MOST_CELLS)
     assert ((odds > 0) == (coarse > 0)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("shown", ["fine", "middle", "plain"])
+def test_what_only_one_level_shows_is_seen_where_it_lies(shown: str):
+    image = torch.zeros(32, 32)
+    image[4:12, 16:28] = 1
+    levels = {"fine": 32, "middle": 16, "plain": 8}
+    blank = {name: torch.zeros(1, side, side) for name, side in levels.items()}
+    blank[shown] = torch.nn.functional.adaptive_avg_pool2d(image[None], levels[shown])
+    seen = SliceFeatures(**blank)
+    odds = learned_from((seen, image)).odds(seen)
+    assert ((odds > 0) == (image > 0)).float().mean() > 0.95
 
 
 # ------------------------------------------------------------------------------------------------ on slices
@@ -247,10 +260,29 @@ def test_what_is_told_of_cells_counts_at_their_place_in_the_slice(
     assert any((odds[edge - start + 3 :] > 0).any() for odds, start in told)
 
 
-def test_one_slice_alone_is_settled_without_it(an_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def never_asked(monkeypatch: pytest.MonkeyPatch):
     def never(*_: object) -> None:
-        pytest.fail("one slice has nothing to learn from others")
+        pytest.fail("it was asked")
 
     monkeypatch.setattr(sharpening, "likeness", never)
+
+
+@pytest.mark.usefixtures("never_asked")
+def test_one_slice_alone_is_settled_without_it(an_engine: Engine):
     with an_engine.open(two_blobs().volume) as session:
         assert session.mask(boxed(session, two_blobs())).any()
+
+
+@pytest.mark.usefixtures("never_asked")
+def test_what_auto_segment_has_had_a_part_in_is_settled_without_it(an_engine: Engine):
+    blobs = two_blobs()
+    with an_engine.open(blobs.volume) as session:
+        segment = boxed(session, blobs)
+        for _ in session.propagate(sharpen=False):
+            pass
+        there = torch.from_numpy(session.mask(segment))
+        opinion = SliceOpinion(View(0, 0, *there.shape[1:]), torch.where(there.any(0), 4.0, -4.0))
+        session.blend(segment, dict.fromkeys(range(len(there)), opinion), 0.7)
+        session.sharpen(segment)
+        assert session.mask(segment).any(axis=(1, 2)).sum() > 1

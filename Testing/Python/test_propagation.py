@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from blobs import click, draw_box, extent, run, two_blobs
 
+from SAM2AssistLib.engine.network import Network
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.segment import gaps
 
@@ -224,10 +225,27 @@ def test_memories_of_far_slices_are_dropped_and_made_again_for_a_correction(quic
         segment = session.add_segment("ball")
         click(session, segment, (0, 32, 20))
         run(session)
-        assert memories(session, segment) == {0, *range(13, 20)}
+        assert memories(session, segment) == set(range(13, 20))
         assert set(session.confidence(segment)) == set(range(20))
         assert click(session, segment, (8, 32, 20)).any()
         assert run(session)
+
+
+def test_what_is_remembered_of_a_click_is_made_when_it_is_needed_and_once_for_both_directions(
+    a_quick_session, a_segment, monkeypatch
+):
+    made = []
+    remember = Network.remember
+
+    def counted(network, indices, states):
+        made.extend(indices)
+        return remember(network, indices, states)
+
+    monkeypatch.setattr(Network, "remember", counted)
+    click(a_quick_session, a_segment, BALL)
+    assert not made
+    run(a_quick_session)
+    assert sorted(made) == list(range(10))
 
 
 # Options

@@ -23,7 +23,7 @@ from SAM2AssistLib.errors import ModelError
 STAGES = {
     "encode": (SliceEncoder, "_encode"),
     "track": (LeanDecoder, "__call__"),
-    "click": (Network, "_states"),
+    "click": (Network, "_refined"),
     "memory": (LeanMemoryEncoder, "__call__"),
 }
 
