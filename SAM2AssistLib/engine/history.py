@@ -180,8 +180,11 @@ class History:
         return {(command.segment, delta.axis, delta.index) for command in recent for delta in command.deltas}
 
     def add(self, command: Command) -> None:
-        """Note a command that has just been carried out; what was undone before can no longer be redone."""
-        if self._aside:
+        """Note a command that has just been carried out; what was undone before can no longer be redone.
+
+        One that has changed nothing is no step.
+        """
+        if self._aside or (command.before is command.after and not command.deltas):
             return
         if self._title is None:
             self._step += 1
@@ -202,11 +205,12 @@ class History:
             return
         self._step += 1
         self._title = title
+        undone = self._undone[:]
         try:
             yield
         except BaseException:
             self._back(records, self._step)
-            self._undone.clear()
+            self._undone = undone
             raise
         finally:
             self._title = None
@@ -240,6 +244,8 @@ class History:
 
     def take_back(self, mark: int, records: dict[int, SegmentRecord]) -> None:
         """Undo all steps after a mark (see `newest`) and forget them, as if they had never been tried."""
+        if self.newest <= mark:
+            return
         while self._done and self._done[-1].step > mark:
             self._back(records, self._done[-1].step)
         self._undone.clear()

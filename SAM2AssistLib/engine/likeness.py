@@ -98,8 +98,8 @@ def _seen(network: Network, states: Mapping[int, SliceState]) -> Iterator[tuple[
     """Give the features of slices, those first that are held, the others encoded in batches; None before each batch."""
     encoder = network.encoder
     keys = sorted(((k, state.view) for k, state in states.items()), key=lambda key: not encoder.holds(*key))
-    for start in range(0, len(keys), encoder.batch):
-        part = keys[start : start + encoder.batch]
+    while keys:  # for want of memory the batches may become smaller meanwhile
+        part, keys = keys[: encoder.batch], keys[encoder.batch :]
         yield None
         yield from zip((k for k, _ in part), network.features_of(part), strict=True)
 

@@ -112,6 +112,8 @@ class Plane:
         if answered is not placed:
             earlier = findings.states.get(placed.index)
             state = self._as_shown(answered, earlier) if placed.is_box else self._remembered(answered, state, earlier)
+        if answered.before is None and (before.any() or placed.index in findings.states):
+            answered = replace(answered, before=before.copy())
         return answered, state, mask
 
     def preview(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray | None) -> np.ndarray:

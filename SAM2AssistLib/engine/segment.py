@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from SAM2AssistLib.engine.memory import SliceState
+from SAM2AssistLib.errors import InputError
 
 NO_LIMITS = (-1, sys.maxsize)
 
@@ -40,7 +41,7 @@ class PlacedPrompt:
     labels : SAM2's: 1 positive, 0 negative, 2 and 3 box corners.
     mask : (rows, columns) bool, the slice as it is after the prompt, of what was drawn or has corrected what was shown;
         else None.
-    before : (rows, columns) bool, what a click or a box that has corrected it found shown there; else None.
+    before : (rows, columns) bool, what it found shown there; None on a slice that nothing was known of.
     reach : first and last slice of a box in three dimensions, else None.
     is_guess : whether nobody has drawn it: its reach bounds a propagation, but says nothing of where the object ends.
     hint : a guess at the mask for the first look at the slice, of which only the view and the logits count; or None.
@@ -64,7 +65,7 @@ class PlacedPrompt:
 
     def anew(self) -> PlacedPrompt:
         """Return the prompt as it was placed, before it was answered."""
-        return self if self.is_drawing else replace(self, mask=None, before=None)
+        return replace(self, mask=self.mask if self.is_drawing else None, before=None)
 
     @property
     def says_present(self) -> bool:
@@ -225,6 +226,22 @@ class Gap:
     def slices(self) -> Iterator[int]:
         """Its slices from low to high."""
         return iter(range(self.first, self.last + 1))
+
+
+def checked_name(name: str, others: Iterable[SegmentRecord]) -> str:
+    """Return a name without blanks around it.
+
+    Raises
+    ------
+    InputError
+        If nothing is left of it, or if one of the others has it.
+    """
+    name = name.strip()
+    if not name:
+        raise InputError("A segment needs a name; give it one such as 'liver'.")
+    if any(other.handle.name == name for other in others):
+        raise InputError(f"There is a segment {name!r} already; choose another name.")
+    return name
 
 
 def gaps(prompted: list[int], stale: frozenset[int] | None, first: int, last: int) -> list[Gap]:

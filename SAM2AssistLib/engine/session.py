@@ -26,7 +26,7 @@ from SAM2AssistLib.engine.memory import SliceState
 from SAM2AssistLib.engine.network import Encoded
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.propagation import Job, Propagation, Step
-from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord
+from SAM2AssistLib.engine.segment import Findings, PlacedPrompt, Segment, SegmentRecord, checked_name
 from SAM2AssistLib.engine.self_prompted import SelfPromptedSession
 from SAM2AssistLib.engine.sharpening import gives_way
 from SAM2AssistLib.errors import InputError
@@ -89,11 +89,7 @@ class Session(SelfPromptedSession):
             If the name is empty or taken.
         """
         self._interrupt()
-        name = name.strip()
-        if not name:
-            raise InputError("A segment needs a name; give it one such as 'liver'.")
-        if any(record.handle.name == name for record in self._records.values()):
-            raise InputError(f"There is a segment {name!r} already; choose another name.")
+        name = checked_name(name, self._records.values())
         handle = Segment(next(self._ids), name)
         record = SegmentRecord(handle, np.zeros(self.volume.shape_kji, bool))
         self._records[handle.id] = record
@@ -101,8 +97,15 @@ class Session(SelfPromptedSession):
         return handle
 
     def rename_segment(self, segment: Segment, name: str) -> Segment:
-        """Give a segment another name, which no other has; returns its new handle. That is no step of undo."""
+        """Give a segment another name; returns its new handle. That is no step of undo.
+
+        Raises
+        ------
+        InputError
+            If the name is empty, or another segment has it.
+        """
         record = self._record(segment)
+        name = checked_name(name, (other for other in self._records.values() if other is not record))
         record.handle = Segment(segment.id, name)
         return record.handle
 
@@ -334,18 +337,18 @@ class Session(SelfPromptedSession):
     def remove_prompt(self, segment: Segment, prompt: PlacedPrompt) -> None:
         """Remove a prompt; its slice shows what it would without it, its neighbours are propagated anew next time."""
         record = self._record(segment)
-        old = record.findings
         # As it is now: removing one before it on its slice has answered it anew.
-        now = next((p for p in old.prompts if p.id == prompt.id), None)
+        now = next((p for p in record.findings.prompts if p.id == prompt.id), None)
         if now is None:
             raise InputError(f"The prompt is not one of {segment.name!r}; it may have been removed before.")
         prompt = now
         self._interrupt()
+        old = record.findings
         axis, index = self.segment_axis(segment), prompt.index
         with self._recording("remove prompt", record) as recorder:
             if len(old.prompts) == 1:
                 record.findings = Findings()
-                for k in old.states:
+                for k in range(record.mask.shape[axis]):
                     recorder.clear(axis, k)
                 return
             new, mask = self._plane(axis).answer_without(old, prompt)
@@ -371,8 +374,8 @@ class Session(SelfPromptedSession):
         """Carry segments from their prompted slices through the volume.
 
         Only what prompts have made stale is visited. The generator may be left at any time, or told to end with
-        `cancel`: slices that are finished stay, the others are as they were. The next change of a prompt ends it, too.
-        All of it is one step of undo.
+        `cancel`: slices that are finished stay, the others are as they were. The next change of a prompt ends it, too;
+        until it has ended, `confidence` does not tell of it. All of it is one step of undo.
 
         Parameters
         ----------

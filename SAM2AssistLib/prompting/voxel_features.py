@@ -69,7 +69,7 @@ def read_features(plane: Plane, view: View, batch: int = 4) -> Iterator[VoxelFea
     levels: list[Tensor] | None = None
     for first in range(0, plane.slices, batch):
         indices = range(first, min(first + batch, plane.slices))
-        for k, found in zip(indices, plane.encoder.features([(k, view) for k in indices]), strict=True):
+        for k, found in zip(indices, plane.network.features_of([(k, view) for k in indices]), strict=True):
             thinned = [_thinned(level) for level in (found.plain, found.middle, found.fine)]
             if levels is None:
                 levels = [torch.empty((plane.slices, *t.shape), dtype=torch.float16) for t in thinned]

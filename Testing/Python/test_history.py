@@ -237,6 +237,23 @@ def test_a_new_change_ends_what_could_be_redone(a_quick_session, a_segment):
     assert a_quick_session.redo() is None
 
 
+@pytest.mark.parametrize("position", [(20.0, 32.0, 500.0), (20.0, 32.0, 5.0)])
+def test_what_is_refused_or_changes_nothing_leaves_redo_and_adds_no_step(a_quick_session, a_segment, position):
+    click(a_quick_session, a_segment, (5, 32, 20))
+    clicked = a_quick_session.mask(a_segment)
+    a_quick_session.undo()
+    name = "beyond" if position[-1] > 100 else a_segment.name
+    with pytest.raises(InputError):
+        a_quick_session.add_prompts(SegmentPrompts(name, (PointPrompt((20.0, 32.0, 5.0)), PointPrompt(position)), ()))
+    with a_quick_session.attempt():
+        pass
+    assert a_quick_session.settle_conflicts([a_segment]) == 0
+    assert a_quick_session.redo() == "add point"
+    assert np.array_equal(a_quick_session.mask(a_segment), clicked)
+    a_quick_session.settle_conflicts([a_segment])
+    assert a_quick_session.undo() == "add point"
+
+
 def test_undo_brings_a_removed_segment_back_with_mask_prompts_and_place_in_the_list(a_quick_session, a_segment):
     a_quick_session.add_segment("other")
     click(a_quick_session, a_segment, (5, 32, 20))

@@ -182,6 +182,18 @@ def test_what_is_held_is_looked_at_before_it_has_to_make_room_and_the_rest_is_en
     assert plane.batches == once + once
 
 
+def test_no_slice_is_left_out_where_memory_runs_out_and_batches_become_smaller(monkeypatch: pytest.MonkeyPatch):
+    plane, features_of = Shown([TRUE] * 12), Shown.features_of
+
+    def smaller(self: Shown, keys: list[tuple[int, View]]) -> list[SliceFeatures]:
+        self.batch = 1
+        return features_of(self, keys)
+
+    monkeypatch.setattr(Shown, "features_of", smaller)
+    assert sorted(plane.likeness()) == list(range(12))
+    assert plane.asked == dict.fromkeys(range(12), 2)
+
+
 def test_surroundings_are_millimetres_in_both_directions(monkeypatch: pytest.MonkeyPatch):
     looked_at = []
     monkeypatch.setattr(Learner, "look", lambda _self, _features, *shares: looked_at.append(shares))

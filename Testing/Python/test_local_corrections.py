@@ -154,6 +154,40 @@ def test_a_click_in_the_very_middle_empties_the_slice_if_the_network_finds_nothi
     assert click(session, segment, (ELSEWHERE, row, column), positive=False).sum() >= mask.sum() / 2
 
 
+@pytest.mark.parametrize("kind", ["drawing", "box", "click"])
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_prompt_that_is_removed_gives_back_what_its_slice_showed(tracked, adopted, kind):
+    session, segment = tracked
+    found = session.mask(segment)
+    if adopted:
+        segment = session.add_segment("adopted")
+        session.adopt(segment, dict(enumerate(found)), [0, len(found) - 1])
+    # Another segment has taken some of it, which no prompt of its own tells of.
+    left = found[ELSEWHERE].copy()
+    left[:, : 1 + np.flatnonzero(left.any(axis=0))[0] + 4] = False
+    session.give_up(segment, {ELSEWHERE: left})
+    if kind == "drawing":
+        session.add_mask(segment, ELSEWHERE, found[0] ^ found[ELSEWHERE])
+    elif kind == "box":
+        draw_box(session, segment, (ELSEWHERE, 26, 14), (ELSEWHERE, 38, 26))
+    else:
+        click(session, segment, (ELSEWHERE, *a_place(left, inside=True)), positive=False)
+    assert (session.mask(segment)[ELSEWHERE] != left).any()
+    session.remove_prompt(segment, session.prompts(segment)[-1])
+    np.testing.assert_array_equal(session.mask(segment)[ELSEWHERE], left)
+
+
+def test_with_its_last_prompt_all_of_an_adopted_segment_goes(tracked):
+    session, segment = tracked
+    adopted = session.add_segment("adopted")
+    session.adopt(adopted, dict(enumerate(session.mask(segment))), [ELSEWHERE])
+    kept = session.mask(adopted)
+    session.remove_prompt(adopted, session.prompts(adopted)[0])
+    assert not session.mask(adopted).any()
+    session.undo()
+    np.testing.assert_array_equal(session.mask(adopted), kept)
+
+
 def test_of_two_corrections_each_can_be_removed_by_itself(tracked):
     session, segment = tracked
     before = session.mask(segment)[ELSEWHERE]

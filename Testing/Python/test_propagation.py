@@ -248,6 +248,29 @@ def test_what_is_remembered_of_a_click_is_made_when_it_is_needed_and_once_for_bo
     assert sorted(made) == list(range(10))
 
 
+def test_a_prompt_removed_while_a_propagation_is_suspended_takes_what_it_has_found_with_it(a_quick_session, a_segment):
+    click(a_quick_session, a_segment, BALL)
+    running = a_quick_session.propagate()
+    for _ in range(4):
+        next(running)
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[0])
+    assert extent(a_quick_session.mask(a_segment)) == []
+    assert a_quick_session.confidence(a_segment) == {}
+    a_quick_session.undo()
+    assert len(extent(a_quick_session.mask(a_segment))) > 1
+
+
+def test_one_of_two_prompts_removed_while_a_propagation_is_suspended_leaves_what_it_has_found(
+    a_quick_session, a_segment
+):
+    click(a_quick_session, a_segment, BALL)
+    click(a_quick_session, a_segment, (8, 32, 20))
+    running = a_quick_session.propagate()
+    found = {next(running).index for _ in range(4)}
+    a_quick_session.remove_prompt(a_segment, a_quick_session.prompts(a_segment)[1])
+    assert found | {5} <= set(a_quick_session.confidence(a_segment))
+
+
 # Options
 
 

@@ -35,6 +35,20 @@ def test_a_name_that_is_empty_or_taken_is_refused(a_quick_session, name):
     assert len(a_quick_session.segments) == 1
 
 
+@pytest.mark.parametrize("name", ["", "  ", "other", " other "])
+def test_a_segment_is_not_renamed_to_nothing_or_to_what_another_is_called(a_quick_session, a_segment, name):
+    other = a_quick_session.add_segment("other")
+    with pytest.raises(InputError, match="name"):
+        a_quick_session.rename_segment(a_segment, name)
+    assert a_quick_session.segments == (a_segment, other)
+
+
+def test_a_segment_is_renamed_and_may_keep_its_name(a_quick_session, a_segment):
+    assert a_quick_session.rename_segment(a_segment, a_segment.name) == a_segment
+    assert a_quick_session.rename_segment(a_segment, " spleen ").name == "spleen"
+    assert [s.name for s in a_quick_session.segments] == ["spleen"]
+
+
 def test_a_removed_segment_is_refused_and_its_name_is_free_again(a_quick_session, a_segment):
     a_quick_session.remove_segment(a_segment)
     with pytest.raises(InputError, match="removed"):
