@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ from SAM2AssistLib.cli.transfer import pull_command, push_command
 from SAM2AssistLib.errors import Cancelled, SAM2AssistError
 
 EXIT_WRONG_INPUT, EXIT_CANCELLED = 2, 130
+
+# Nothing else of these packages is in use here that writes.
+_TELLERS = ("typer", "click", "rich", "colorama")
 
 # Typer exports only this class's children, and in some versions it is not Click's.
 _UsageError: Any = typer.BadParameter.__base__
@@ -91,9 +95,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is not None:
             raise
-        # What was asked for is on the disk by the time that it is told of.
-        sentence = f"What was to be said could not be written ({error.strerror}); the files are finished."
-        status = EXIT_WRONG_INPUT
+        sentence, status = _system_sentence(error), EXIT_WRONG_INPUT
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python tries once more at its end
     # From here on all is said and done, and Ctrl-C could only add a traceback while Python shuts down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -103,6 +105,16 @@ def main() -> None:
     if sentence:
         say(sentence)
     sys.exit(status)
+
+
+def _system_sentence(error: OSError) -> str:
+    """Say what has failed: telling of a result, or anything before that."""
+    reason = error.strerror or str(error) or type(error).__name__
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if str(frame.f_globals.get("__name__")).partition(".")[0] in _TELLERS:
+        # What was asked for is on the disk by the time that it is told of.
+        return f"What was to be said could not be written ({reason}); the files are finished."
+    return f"A file or a connection has failed ({reason}), so this is not finished; mend that and try again."
 
 
 def _usage_sentence(error: Any) -> str:

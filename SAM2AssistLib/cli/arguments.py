@@ -24,7 +24,9 @@ Series = Annotated[
 ]
 HUWindow = Annotated[
     str | None,
-    typer.Option("--window", metavar="W", help=f"{', '.join(WINDOW_PRESETS)}, or LEVEL/WIDTH in HU."),
+    typer.Option(
+        "--window", metavar="W", help=f"{', '.join(WINDOW_PRESETS)}, or LEVEL/WIDTH in HU; else as trained with."
+    ),
 ]
 Preview = Annotated[Path | None, typer.Option("--preview", metavar="PNG", help="Also draw slices with outlines.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

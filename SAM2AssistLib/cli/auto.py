@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,13 @@ from SAM2AssistLib.cli.results import (
     window_as_json,
     write_result,
 )
-from SAM2AssistLib.cli.segment import check_keeps_inputs, check_model, check_preview_path, parse_window
+from SAM2AssistLib.cli.segment import (
+    check_keeps_inputs,
+    check_model,
+    check_preview_path,
+    notes_on_window,
+    parse_window,
+)
 from SAM2AssistLib.engine.store import file_sha256
 from SAM2AssistLib.errors import Cancelled, InputError
 from SAM2AssistLib.io.segmentation import check_before_segmenting, check_keeps_series, check_output_path
@@ -95,8 +101,7 @@ def auto(
         read = [_support(*pair) for pair in pairs]
         for finished in read:
             check_keeps_series(output, finished.volume)
-        cases: list[SupportCase | Support] = [*read]
-    tell(volume.warnings)
+    warnings = _told(volume.warnings, read)
     clock.lap("read")
     with working(f"Loading {model}"):
         from SAM2AssistLib.engine.loading import load_engine
@@ -104,8 +109,9 @@ def auto(
         engine = load_engine(model, device, adapter)
     clock.lap("load")
     with engine.open(volume, window=chosen_window) as session:
-        cases += _library_cases(session, names)
-        verdicts = _run(session, adapter, cases, wanted, corrections)
+        kept = _library_cases(session, names)
+        opened = _told(notes_on_window(session), kept)
+        verdicts = _run(session, adapter, [*read, *kept], wanted, corrections)
         clock.lap("auto")
         masks, report = masks_of(session), report_on(session)
         requests = prompts_of(session)
@@ -141,7 +147,7 @@ def auto(
                 ],
                 "segments": report,
                 "seconds": clock.laps,
-                "warnings": [*volume.warnings, *notes],
+                "warnings": [*warnings, *opened, *notes],
             }
         )
         return
@@ -176,6 +182,13 @@ def _support(image: Path, mask: Path) -> SupportCase:
     from SAM2AssistLib.prompting.support import read_support
 
     return read_support(image, mask)
+
+
+def _told(notes: Sequence[str], cases: Sequence[SupportCase | Support]) -> list[str]:
+    """Tell notes, and those of support cases after them, each sentence once; returns them all."""
+    found = list(dict.fromkeys([*notes, *(note for case in cases for note in case.notes)]))
+    tell(found)
+    return found
 
 
 def _known_cases(names: list[str]) -> list[str]:

@@ -88,6 +88,8 @@ def segment(
         engine = load_engine(model, device, adapter)
     clock.lap("load")
     with engine.open(volume, axis=travel, window=chosen_window) as session:
+        foreign = notes_on_window(session)
+        tell(foreign)
         made_with = algorithm_of(engine.spec, adapter)
         how = {} if refine is None else {"refined_sha256": file_sha256(refine)}
 
@@ -120,7 +122,7 @@ def segment(
                 "window": window_as_json(session.window),
                 "segments": report,
                 "seconds": clock.laps,
-                "warnings": [*volume.warnings, *lost, *notes],
+                "warnings": [*volume.warnings, *lost, *foreign, *notes],
             }
         )
         return
@@ -159,6 +161,18 @@ def parse_window(text: str) -> Window:
     except ValueError:
         raise InputError(f"'{text}' is no window; give LEVEL/WIDTH in HU or {' or '.join(WINDOW_PRESETS)}.") from None
     return Window(*numbers)
+
+
+def notes_on_window(session: Session) -> list[str]:
+    """Tell of a window that is not the one that the adapter was trained with; in one sentence, if at all."""
+    own, chosen = session.engine.trained_window, session.window
+    if own is None or own == chosen:
+        return []
+    trained = f"{own.level:g}/{own.width:g}"
+    return [
+        f"The adapter was trained with the window {trained} and sees this image through {chosen.level:g}/"
+        f"{chosen.width:g}; if that is not meant, leave --window out."
+    ]
 
 
 def check_keeps_inputs(output: Path, image: Path, other: Path, what_other: str = "prompt file") -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from SAM2AssistLib.cli.arguments import AsJson, Image
-from SAM2AssistLib.cli.console import print_json, stdout, working
+from SAM2AssistLib.cli.console import print_json, stdout, tell, working
 
 support_app = typer.Typer(help="Keep finished cases that 'sam2assist auto --case NAME' goes by.", no_args_is_help=True)
 
@@ -26,10 +26,11 @@ def add_support(
     from SAM2AssistLib.prompting.support_library import SupportLibrary
 
     with working("Adding the case"):
-        library = SupportLibrary()
-        entry = library.add(read_support(image, mask), name)
+        case = read_support(image, mask)
+        entry = SupportLibrary().add(case, name)
+    tell(case.notes)
     if as_json:
-        print_json({"name": entry.name, "classes": entry.classes, "added": entry.added})
+        print_json({"name": entry.name, "classes": entry.classes, "added": entry.added, "warnings": case.notes})
         return
     stdout().print(f"{entry.name} added with {len(entry.classes)} classes: {', '.join(entry.classes)}", soft_wrap=True)
 
@@ -40,10 +41,11 @@ def list_supports(as_json: AsJson = False) -> None:
     from SAM2AssistLib.prompting.support_library import SupportLibrary
 
     library = SupportLibrary()
-    entries = library.entries()
+    entries, damaged = library.entries(), library.damaged()
+    tell(damaged)
     if as_json:
         cases = [{"name": e.name, "classes": e.classes, "added": e.added} for e in entries]
-        print_json({"folder": str(library.folder), "cases": cases})
+        print_json({"folder": str(library.folder), "cases": cases, "warnings": damaged})
         return
     table = Table("Name", "Classes", "Added")
     for entry in entries:

@@ -6,10 +6,11 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from SAM2AssistLib.engine import store
-from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.errors import InputError, ModelError
+from SAM2AssistLib.volume import Window
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +152,23 @@ def reads_neighbours(folder: Path) -> bool:
     ModelError
         If the card cannot be read.
     """
+    return _card(folder).get("context") == NEIGHBOURS
+
+
+def trained_window(folder: Path) -> Window | None:
+    """Return the HU window that an adapter was trained with; None where its card names none.
+
+    Raises
+    ------
+    ModelError
+        If the card cannot be read, or what it names is no window.
+    """
+    told = _card(folder).get("window")
+    if told is None:
+        return None
     try:
-        return json.loads((folder / CARD_FILE).read_text(encoding="utf-8")).get("context") == NEIGHBOURS
-    except (ValueError, AttributeError, OSError) as error:
+        return Window(float(told["level"]), float(told["width"]))
+    except (KeyError, TypeError, ValueError, InputError) as error:
         raise _unreadable(folder, error) from error
 
 
@@ -178,10 +193,10 @@ def check_card(folder: Path, spec: ModelSpec) -> None:
     ModelError
         If it does, or if the card cannot be read.
     """
+    card = _card(folder)
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         base, digest = str(card["base_model"]), str(card["base_sha256"]).lower()
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except KeyError as error:
         raise _unreadable(folder, error) from error
     if base != spec.name:
         raise ModelError(f"The adapter in {folder} is for {base}, not for {spec.name}; choose --model {base}.")
@@ -190,6 +205,16 @@ def check_card(folder: Path, spec: ModelSpec) -> None:
             f"The adapter in {folder} was made for other weights of {base} (SHA-256 {digest[:16]}…) than those that are"
             " here; make it again for these, or install the version it was made with."
         )
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        if not isinstance(card, dict):
+            raise TypeError(f"{CARD_FILE} holds no JSON object")
+    except (ValueError, TypeError, OSError) as error:
+        raise _unreadable(folder, error) from error
+    return card
 
 
 def _unreadable(folder: Path, error: Exception) -> ModelError:

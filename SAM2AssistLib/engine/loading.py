@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAM2AssistLib.engine.adapter import reads_neighbours
+from SAM2AssistLib.engine.adapter import reads_neighbours, trained_window
 from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_SLICES, THREE_WINDOWS, Channels
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
@@ -50,22 +50,31 @@ class Engine:
             return THREE_SLICES
         return THREE_WINDOWS if self.spec.three_windows else ONE_WINDOW
 
+    @property
+    def trained_window(self) -> Window | None:
+        """The HU window that the adapter was trained with; None without one, or where its card names none."""
+        return None if self.adapter is None else trained_window(self.adapter)
+
     def open(self, volume: CTVolume, *, axis: int = 0, window: Window | None = None) -> Session:
         """Start a session on a volume.
 
         Parameters
         ----------
         axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel.
-        window : HU window for the whole volume; the abdominal one if not given, or an automatic one for what is not in
-            HU.
+        window : HU window for the whole volume; if not given, the one that the adapter was trained with. Without such
+            an adapter the abdominal one, or an automatic one for what is not in HU.
         """
-        return Session(self, volume, axis, window or default_window(volume))
+        return Session(self, volume, axis, window or self.trained_window or default_window(volume))
 
 
 def default_window(volume: CTVolume) -> Window:
     """Choose the abdominal window for a CT, and one that shows the tissue for what does not look like one."""
-    is_hounsfield = int(volume.array.min()) < -100
-    return WINDOW_PRESETS["abdomen"] if is_hounsfield else automatic_window(volume.array)
+    return WINDOW_PRESETS["abdomen"] if looks_like_hounsfield(volume) else automatic_window(volume.array)
+
+
+def looks_like_hounsfield(volume: CTVolume) -> bool:
+    """Tell whether the values of a volume go down to those of fat and air."""
+    return int(volume.array.min()) < -100
 
 
 def load_engine(

@@ -38,6 +38,7 @@ from SAM2AssistLib.engine.views import uncut
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.history import Recorder
+    from SAM2AssistLib.engine.memory import SliceState
     from SAM2AssistLib.engine.plane import Plane
 
 Mask = NDArray[np.bool_]
@@ -241,8 +242,7 @@ class _Walker:
     def run(self) -> Iterator[Settled | None]:
         """Solve thinned, then, if that was thinner than the image, in slabs of full resolution."""
         states = {k: self.findings.states[k] for k in sorted(self.free)}
-        # What Auto-Segment has had a part in goes by such features already.
-        if len(states) > 1 and not any(state.backed for state in states.values()):
+        if self._asks_for_likeness(states.values()):
             self.alike = yield from likeness(self.plane, states, self._sown)
             self.device = self.plane.network.device  # which for want of memory may be another now
         coarse = yield from self._parts(self.slices, self.step)
@@ -261,6 +261,14 @@ class _Walker:
         for begin in range(self.region.first, self.region.last + 1, depth):
             slab = range(max(self.region.first, begin - 1), min(self.region.last, begin + depth) + 1)
             yield from self._settled(slab, range(begin, min(self.region.last + 1, begin + depth)), found, greys)
+
+    def _asks_for_likeness(self, states: Collection[SliceState]) -> bool:
+        """Whether what the encoder sees is to have a say.
+
+        Where no ends were told, masks that were carried too far would be learned from; and what Auto-Segment has had a
+        part in goes by such features already.
+        """
+        return len(states) > 1 and self.findings.limits is not None and not any(state.backed for state in states)
 
     def _lost(self, parts: _Parts, found: Tensor) -> bool:
         """Whether most of the segment is gone and nobody has asked for that: too faint for edges to hold it."""

@@ -15,7 +15,8 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,11 +138,14 @@ def place(spec: ModelSpec, file: Path, progress: Progress | None = None) -> Path
     digest = _check(spec, file, expected_sha256(spec) or file_sha256(file), progress)
     target = _writable_target(spec, file.stat().st_size)
     partial = _partial(target)
+    is_the_part = partial.exists() and partial.samefile(file)  # left by a download, and whole: it only lacks its name
     try:
-        shutil.copyfile(file, partial)
+        if not is_the_part:
+            shutil.copyfile(file, partial)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if not is_the_part:
+            partial.unlink(missing_ok=True)
         raise _unwritable(target, error) from error
     _pin_if_unpublished(spec, digest)
     return target
@@ -222,7 +226,8 @@ def _download(spec: ModelSpec, partial: Path, progress: Progress | None) -> None
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=_SILENCE_S)
+        with _network():
+            response = urllib.request.urlopen(request, timeout=_SILENCE_S)
     except urllib.error.HTTPError as error:
         if error.code != _NOT_SATISFIABLE or not have:
             raise
@@ -238,7 +243,7 @@ def _copy(spec: ModelSpec, response: http.client.HTTPResponse, file: BinaryIO, p
     done = file.tell()
     announced = response.headers.get("Content-Length")
     total = done + int(announced) if announced and announced.isdigit() else spec.size_bytes
-    while chunk := response.read(_CHUNK):
+    while chunk := _received(response):
         file.write(chunk)
         done += len(chunk)
         if progress is not None:
@@ -247,6 +252,22 @@ def _copy(spec: ModelSpec, response: http.client.HTTPResponse, file: BinaryIO, p
             return  # Too long already; the size check says so, and the disk is not filled.
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _received(response: http.client.HTTPResponse) -> bytes:
+    with _network():
+        return response.read(_CHUNK)
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Tell errors of the connection from those of the disk, which the system gives the same class."""
+    try:
+        yield
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise urllib.error.URLError(error) from error
 
 
 def _check(spec: ModelSpec, path: Path, expected: str | None, progress: Progress | None = None) -> str:

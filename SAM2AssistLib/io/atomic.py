@@ -19,6 +19,9 @@ DOUBLE_ENDINGS = (".seg.nrrd", ".nii.gz")
 LEAST_FREE_BYTES = 1 << 20
 """With less than this, a writer that does not say why it has failed has found the disk full."""
 
+# What torch.save says where less was written than it gave, which the room that is left may not tell: under a quota.
+_TORCH_WROTE_LESS = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
+
 
 def ending_of(path: str | Path) -> str:
     """The ending by which the format of a file is known, in lower case: '.seg.nrrd', '.nii.gz', '.png', ..."""
@@ -160,7 +163,7 @@ def _reason(error: BaseException, parts: Sequence[Path]) -> str | None:
         return os.strerror(int(number[1] or number[2]))
     if isinstance(error, OSError):
         return (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, RuntimeError) and not _has_room(parts):
+    if isinstance(error, RuntimeError) and (_TORCH_WROTE_LESS.search(str(error)) or not _has_room(parts)):
         return os.strerror(errno.ENOSPC)
     return None
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _ = translator(__file__)
 
+LONGEST_STEM = 180
+"""Bytes of the name that a case has of its volume; the library takes 200, and there may come a number."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -69,8 +72,9 @@ def find_sources(choice: EngineChoice) -> Sources:
 
 def _free_name(volume_name: str, taken: Container[str]) -> str:
     """Name a case after its volume, with a number if that name is taken; Slicer's "4: Abdomen" can name no folder."""
-    name = re.sub(r"[/\\:\0]+", "-", volume_name).strip().lstrip(".") or "case"
-    return free_name(name, taken)
+    name = re.sub(r"[/\\:\0]+", "-", volume_name).strip().lstrip(".")
+    short = name.encode(errors="ignore")[:LONGEST_STEM].decode(errors="ignore").strip()
+    return free_name(short or "case", taken)
 
 
 class AutoMode:
@@ -146,16 +150,16 @@ class AutoMode:
         _outline, read = look_at_volume(volume_node)
 
         def add() -> Iterator[Stage | str]:
-            from SAM2AssistLib.prompting.support import SupportCase
+            from SAM2AssistLib.prompting.support import SupportCase, masks_by_name
             from SAM2AssistLib.prompting.support_library import Entry, SupportLibrary
 
-            title, masks = _("add to the support library"), {}
+            title, masks = _("add to the support library"), []
             for named in segments.masks():
-                masks[named.name] = named.mask
+                masks.append(named)
                 yield Stage(title, 0, 1)
             library = SupportLibrary()
-            free = _free_name(name, {entry.name for entry in library.entries()})
-            for step in library.adding(SupportCase(free, read(), masks)):
+            free = _free_name(name, library.names())
+            for step in library.adding(SupportCase(free, read(), masks_by_name(masks))):
                 if isinstance(step, Entry):
                     said = _("{case} is in the support library now, with {classes}.")
                     yield said.format(case=step.name, classes=", ".join(step.classes))

@@ -245,23 +245,24 @@ class Desk:
 
         yield from self.begin()
         session, mark = self.session, self.mark
+        ids = {name.strip(): segment_id for name, segment_id in wanted.items()}  # as the session names segments
         for key, segment in self._present().items():
-            if segment.name in wanted:  # it was called so once, or it has been emptied
+            if segment.name in ids:  # it was called so once, or it has been emptied
                 self._segments[key] = session.rename_segment(segment, f"{key} {segment.id}")
         library, support = SupportLibrary(), []
         for case in cases:
-            title = _("look at {case}").format(case=case)
             for step in library.preparing(session.engine, case, session.window):
                 if isinstance(step, tuple):
-                    yield Progress(*step, title)
+                    yield Progress(*step, _("look at {case}").format(case=case))
                 else:
                     support.append(step)
+                    yield from map(Note, step.notes)
         found_by = auto_segment(session, adapter=adapter, support=support, classes=list(wanted))
         with suppress(Leave), closing(found_by):
             for found in found_by:
                 yield Progress(found.done, found.total)
                 if found.segment is not None:
-                    segment_id = wanted[found.segment.name]
+                    segment_id = ids[found.segment.name]
                     self._segments[segment_id] = found.segment
                     if found.axis is not None and found.index is not None:
                         yield self._patch(segment_id, found.segment, found.axis, found.index)

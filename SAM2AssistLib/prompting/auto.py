@@ -45,6 +45,7 @@ from SAM2AssistLib.prompting.self_prompt import (
 from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support, seen_by
 from SAM2AssistLib.prompting.templates import Finding, Template, TemplateOptions, find_class, log_odds
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures, read_features
+from SAM2AssistLib.volume import Window
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
@@ -62,7 +63,7 @@ class ClassVerdict:
     ----------
     name : of the class.
     present : whether it was found.
-    confidence : in [0, 1], of the mask if it is present, of the best place it could have been at if it is not.
+    confidence : in [0, 1], of the mask if it is present, that it is absent if it is not.
     segment : in the session; None if it is absent.
     """
 
@@ -219,13 +220,13 @@ class _Run:
             raise InputError(f"Nothing here knows the class {unknown[0]!r}; choose from {', '.join(known)}.")
         wanted = tuple(dict.fromkeys(known if classes is None else classes))
         taken = {segment.name for segment in self.session.segments}
-        twice = next((name for name in wanted if name in taken), None)
+        twice = next((name for name in wanted if name.strip() in taken), None)
         if twice is not None:
             raise InputError(f"There is a segment {twice!r} already; rename or remove it before Auto-Segment.")
         return wanted
 
-    def _plane(self, engine: Engine) -> Plane:
-        return Plane(engine.model, self.volume, 0, self.session.window, engine.channels, engine.options)
+    def _plane(self, engine: Engine, window: Window) -> Plane:
+        return Plane(engine.model, self.volume, 0, window, engine.channels, engine.options)
 
     def _read(self, plane: Plane) -> Iterator[AutoStep | VoxelFeatures]:
         for step in read_features(plane, self.view, plane.encoder.batch):
@@ -239,7 +240,8 @@ class _Run:
     def _search_by_head(
         self, prompter: SelfPrompter, wanted: Sequence[str], findings: dict[str, tuple[Finding, ClassMaps]]
     ) -> Iterator[AutoStep]:
-        for step in self._read(self._plane(prompter.engine)):
+        window = prompter.window_for(self.volume, self.session.window)
+        for step in self._read(self._plane(prompter.engine, window)):
             if isinstance(step, AutoStep):
                 yield step
                 continue
@@ -266,7 +268,7 @@ class _Run:
             yield AutoStep("support", number, len(support))
             if self._asked_to_stop():
                 return
-        plane = self._plane(engine)
+        plane = self._plane(engine, window)
         for step in self._read(plane):
             if isinstance(step, AutoStep):
                 yield step

@@ -1,11 +1,11 @@
 """PMA of SAM2-SGP as a real gate: a pseudo-mask tells the mask decoder where to look.
 
 The gate is the pseudo-mask's probability, widened by a cell and never below a floor. Its logarithm is added, as a bias
-before the softmax, to the attention of the tokens to the image, and the image features are raised where it is high.
-(The published code multiplies by a softmax over one channel, which is all ones: it gates nothing, and none of its
-parameters ever gets a gradient.)
+before the softmax, to the attention of the tokens to the image, and the image features are scaled by it; by how much,
+and whether up or down, is trained. (The published code multiplies by a softmax over one channel, which is all ones: it
+gates nothing, and none of its parameters ever gets a gradient.)
 
-    guidance = MaskGuidance(layers_of(model))
+    guidance = MaskGuidance(len(guided_attentions(model.sam_mask_decoder)))
     with guidance.guiding(model.sam_mask_decoder, logits):
         decoded = decode(model, features, high_res, ...)
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files, check_card
+from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files, check_card, trained_window
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.class_maps import ClassMaps
 from SAM2AssistLib.prompting.guidance import GUIDANCE_NAME, MaskGuidance, load_guidance
@@ -17,6 +17,7 @@ from SAM2AssistLib.prompting.parts import read_part
 from SAM2AssistLib.prompting.trunk import TRUNK_NAME, TrunkSense, load_trunk_sense
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead
+from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume, Window
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
@@ -40,6 +41,7 @@ class SelfPrompter:
     guidance : of the network's mask decoder by pseudo-masks, for support cases; None if the adapter has none.
     least_ml : what is smaller is no organ, nor a part of one that is worth a segment.
     trunk : tells which slices can show the classes at all; None if the adapter has none, and all can.
+    window : HU window that the head was trained with.
     """
 
     engine: Engine
@@ -50,6 +52,17 @@ class SelfPrompter:
     least_ml: float = 0.0
     guidance: MaskGuidance | None = None
     trunk: TrunkSense | None = None
+    window: Window = WINDOW_PRESETS["abdomen"]
+
+    def window_for(self, volume: CTVolume, chosen: Window) -> Window:
+        """Return the window through which the head sees a volume, whichever was chosen for the masks.
+
+        Through another one than its own it finds nothing, or nonsense. But where values are no HU, the chosen one tells
+        what scale they have.
+        """
+        from SAM2AssistLib.engine.loading import looks_like_hounsfield
+
+        return self.window if looks_like_hounsfield(volume) else chosen
 
     def maps(self, features: VoxelFeatures) -> ClassMaps:
         """Classify the voxels of a volume; all known classes compete, whichever are asked for."""
@@ -113,23 +126,25 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
             "give finished cases with --support IMAGE MASK."
         )
     card = _card(folder)
-    settings = _settings(card, folder)
+    told = _head_in(card, folder)
     adapted = engine
-    if settings["frozen_base"] and engine.adapter is None:
+    if told.frozen_base and engine.adapter is None:
         check_card(folder, engine.spec)  # nothing to attach, and so no need of peft
     elif not is_in(engine, folder):
         adapted = _with_adapter(engine, folder)
-    known = tuple(settings["known"])
-    head = VoxelPromptHead(tuple(settings["channels"]), len(known), int(settings["width"]))
+    try:
+        head = VoxelPromptHead(told.channels, len(told.known), told.width)
+    except (ValueError, RuntimeError) as error:  # there are no networks of such sizes
+        raise _unusable(folder, error) from error
     read_part(head, folder / HEAD_FILE)
-    classes = tuple(name for name in settings["classes"] if name in known)
-    presence = {name: float(settings["presence"][name]) for name in classes}
     # What the card does not tell of was left behind by an adapter that was in the folder before.
     guidance = load_guidance(folder, adapted.model.sam_mask_decoder) if GUIDANCE_NAME in card else None
     trunk = load_trunk_sense(folder, head.channels[0]) if TRUNK_NAME in card else None
-    least_ml = float(settings.get("least_ml", 0.0))
+    window = trained_window(folder) or SelfPrompter.window
     on_device = head.to(engine.model.device)
-    return SelfPrompter(adapted, on_device, known, classes, presence, least_ml, guidance, trunk)
+    return SelfPrompter(
+        adapted, on_device, told.known, told.classes, told.presence, told.least_ml, guidance, trunk, window
+    )
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -140,14 +155,43 @@ def _card(folder: Path) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def _settings(card: dict[str, Any], folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _ToldHead:
+    """What a card says of a head; see `SelfPrompter` and `VoxelPromptHead`."""
+
+    known: tuple[str, ...]
+    classes: tuple[str, ...]
+    presence: dict[str, float]
+    channels: tuple[int, ...]
+    width: int
+    least_ml: float
+    frozen_base: bool
+
+
+def _head_in(card: dict[str, Any], folder: Path) -> _ToldHead:
     settings = card.get(HEAD_NAME)
     if not isinstance(settings, dict):
         raise ModelError(f"The card in {folder} says nothing of a self-prompt head; make the adapter again.")
     missing = {"known", "classes", "channels", "width", "presence", "frozen_base"} - settings.keys()
     if missing:
         raise ModelError(f"The card in {folder} lacks {sorted(missing)[0]!r} of the head; make the adapter again.")
-    return settings
+    try:
+        known = tuple(str(name) for name in settings["known"])
+        classes = tuple(name for name in settings["classes"] if name in known)
+        presence = {name: float(settings["presence"][name]) for name in classes}
+        if not all(0 <= least <= 1 for least in presence.values()):
+            raise ValueError("presence beyond 0 and 1")
+        channels, width = tuple(int(count) for count in settings["channels"]), int(settings["width"])
+        least_ml = float(settings.get("least_ml", 0.0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unusable(folder, error) from error
+    return _ToldHead(known, classes, presence, channels, width, least_ml, bool(settings["frozen_base"]))
+
+
+def _unusable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"What the card in {folder} says of the head is incomplete or wrong ({error}); make the adapter again."
+    )
 
 
 def _with_adapter(engine: Engine, folder: Path) -> Engine:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +19,7 @@ from SAM2AssistLib.engine.views import View, cut
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io.atomic import ending_of
 from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import SEGMENTATION_ENDING, masks_on_grid_of, read_segmentation
+from SAM2AssistLib.io.segmentation import SEGMENTATION_ENDING, read_on_grid
 from SAM2AssistLib.prompting.body import body_view
 from SAM2AssistLib.prompting.orientation import Orientation
 from SAM2AssistLib.prompting.voxel_features import GRID, VoxelFeatures, read_features
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 LEAST_PIXELS = 12
 """Sections smaller than this teach nothing."""
 
+UNNAMED = "segment"
+"""What a class without a name is called."""
+
 
 @dataclass(frozen=True, eq=False)
 class SupportCase:
@@ -38,7 +43,8 @@ class SupportCase:
     ----------
     name : for the user.
     volume : in HU.
-    masks : by class name, bool (k, j, i) on the grid of the volume.
+    masks : by class name, bool (k, j, i) on the grid of the volume; names become what `class_name` makes of them.
+    notes : what the user should know of how it was read, in sentences.
 
     Raises
     ------
@@ -49,9 +55,10 @@ class SupportCase:
     name: str
     volume: CTVolume
     masks: Mapping[str, NDArray[np.bool_]]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no mask could be learned from."""
+        """Refuse what no mask could be learned from, and name classes as the segments that are made of them."""
         for name, mask in self.masks.items():
             if mask.shape != self.volume.shape_kji:
                 raise InputError(
@@ -60,10 +67,11 @@ class SupportCase:
                 )
         if not any(mask.any() for mask in self.masks.values()):
             raise InputError(f"The support masks of {self.name} are all empty; segment it before it is a support.")
+        object.__setattr__(self, "masks", masks_by_name(NamedMask(name, mask) for name, mask in self.masks.items()))
 
 
 def read_support(image: Path, mask: Path) -> SupportCase:
-    """Read a support case.
+    """Read a support case, named after its image, or after the folder if that is no more than an "image".
 
     Parameters
     ----------
@@ -78,25 +86,45 @@ def read_support(image: Path, mask: Path) -> SupportCase:
     from SAM2AssistLib.io.dicom_objects import is_dicom_object  # here, because pydicom takes its time to load
 
     volume = CTVolume.read(image)
-    named, geometry = read_segmentation(mask, volume)
+    placed, notes = read_on_grid(mask, volume)
     is_label_map = ending_of(mask) != SEGMENTATION_ENDING and not is_dicom_object(mask)
-    if named and is_label_map and named[0].mask.shape != volume.shape_kji:
+    if is_label_map and (shape := _shape_in(mask)) != volume.shape_kji:
         raise InputError(
-            f"The support mask {mask.name} has the shape {named[0].mask.shape}, but its image {image.name} has "
+            f"The support mask {mask.name} has the shape {shape}, but its image {image.name} has "
             f"{volume.shape_kji}; give the mask that belongs to the image."
         )
-    had_voxels = any(item.mask.any() for item in named)
-    masks = masks_by_name(masks_on_grid_of(volume, named, geometry))
-    if had_voxels and not any(m.any() for m in masks.values()):
-        raise InputError(f"The support mask {mask.name} lies outside its image {image.name}; give matching ones.")
-    return SupportCase(image.parent.name if image.name.startswith("image.") else image.name, volume, masks)
+    whole = Path(os.path.abspath(image))  # "image.nii.gz" and "." have no folder to be named after
+    name = whole.parent.name if whole.name.startswith("image.") else whole.name
+    masks = masks_by_name(placed)
+    told = [f"{mask.name}: {note}" for note in [*notes, *notes_on_empty(masks)]]
+    return SupportCase(name, volume, masks, (*volume.warnings, *told))
 
 
-def masks_by_name(segments: Sequence[NamedMask]) -> dict[str, NDArray[np.bool_]]:
+def _shape_in(path: Path) -> tuple[int, ...]:
+    """Read the shape (k, j, i) of an image from its header alone; the file is known to be one."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return tuple(reversed(reader.GetSize()))
+
+
+def notes_on_empty(masks: Mapping[str, NDArray[np.bool_]]) -> list[str]:
+    """Tell which classes have no voxel in the image: they are not learned, whatever the file says of them."""
+    empty = [f"'{name}'" for name, mask in masks.items() if not mask.any()]
+    return [f"No voxel of {', '.join(empty)} is in the image, so that is not looked for by it."] if empty else []
+
+
+def class_name(name: str) -> str:
+    """Return the name of a class as a segment can bear it: without blanks around it, and never empty."""
+    return name.strip() or UNNAMED
+
+
+def masks_by_name(segments: Iterable[NamedMask]) -> dict[str, NDArray[np.bool_]]:
     """Return the masks of classes; segments of one name, such as several metastases, are of one class."""
     masks: dict[str, NDArray[np.bool_]] = {}
     for segment in segments:
-        masks[segment.name] = masks[segment.name] | segment.mask if segment.name in masks else segment.mask
+        name = class_name(segment.name)
+        masks[name] = masks[name] | segment.mask if name in masks else segment.mask
     return masks
 
 
@@ -111,6 +139,7 @@ class Support:
     features : of its N axial slices.
     shares : (N, K, g, g) float16, how much of each cell is of each class.
     plane : its slices in the common orientation, for memories.
+    notes : those of the case.
     """
 
     name: str
@@ -118,6 +147,7 @@ class Support:
     features: VoxelFeatures
     shares: Tensor
     plane: Plane
+    notes: tuple[str, ...] = ()
 
     @property
     def view(self) -> View:
@@ -173,7 +203,7 @@ def support_steps(
         mask = turn.turned(case.masks[name])
         for k in np.flatnonzero(mask.any(axis=(1, 2))):
             shares[k, number] = cut(mask[k].astype(np.float32), view, GRID, 0.0).half()
-    yield Support(case.name, names, features, shares, plane)
+    yield Support(case.name, names, features, shares, plane, case.notes)
 
 
 def seen_by(engine: Engine, support: Support) -> Support:

@@ -1,7 +1,7 @@
 """The support library: finished cases on disk, to segment new volumes like them.
 
 A case is a folder with the image, its masks and a small description. What a network made of it is cached beside it, and
-made again when the network, its adapter or the window changes. Nothing is ever unpickled.
+made again when these files, the network, its adapter or the window change. Nothing is ever unpickled.
 
 It lies in ``~/.local/share/sam2assist/supports``, below ``XDG_DATA_HOME`` if that is set; ``SAM2ASSIST_SUPPORTS`` names
 another folder.
@@ -21,18 +21,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import SimpleITK as sitk
+import torch
+from torch import Tensor
 
 from SAM2AssistLib.engine import store
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.views import View
 from SAM2AssistLib.errors import InputError, OutputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.atomic import atomic_path, has_text_name, shown
 from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
+from SAM2AssistLib.io.segmentation import read_on_grid, write_segmentation
 from SAM2AssistLib.prompting.orientation import Orientation
-from SAM2AssistLib.prompting.support import Support, SupportCase, masks_by_name, support_steps
-from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
+from SAM2AssistLib.prompting.support import (
+    Support,
+    SupportCase,
+    class_name,
+    masks_by_name,
+    notes_on_empty,
+    support_steps,
+)
+from SAM2AssistLib.prompting.voxel_features import GRID, VoxelFeatures
 from SAM2AssistLib.volume import CTVolume, Window
 
 if TYPE_CHECKING:
@@ -40,6 +49,9 @@ if TYPE_CHECKING:
 
 IMAGE_FILE, MASK_FILE, ENTRY_FILE = "image.nrrd", "masks.seg.nrrd", "support.json"
 LEVELS = 3
+LONGEST_NAME = 200
+"""Bytes of the name of a case; a file system takes 255, and while it is added a case has a longer one."""
+
 ADD_STEPS = 2
 LAYOUT = 1
 """Of the cached features; another number makes all of them anew."""
@@ -82,10 +94,16 @@ class SupportLibrary:
         self.folder = library_folder() if folder is None else folder
 
     def entries(self) -> tuple[Entry, ...]:
-        """List the cases by name; what is no case is passed over."""
-        if not self.folder.is_dir():
-            return ()
-        return tuple(self.entry(p.parent.name) for p in sorted(self.folder.glob(f"*/{ENTRY_FILE}")))
+        """List the cases by name; what is no case is passed over, and of what is damaged `damaged` tells."""
+        return tuple(found for found in self._looked() if isinstance(found, Entry))
+
+    def damaged(self) -> tuple[str, ...]:
+        """Tell, in a sentence for each, of the cases that cannot be used."""
+        return tuple(str(found) for found in self._looked() if isinstance(found, InputError))
+
+    def names(self) -> tuple[str, ...]:
+        """List the names that no case can be added by any more, whatever is there."""
+        return tuple(sorted(place.name for place in self.folder.glob("*")))
 
     def entry(self, name: str) -> Entry:
         """Look up a case.
@@ -96,11 +114,12 @@ class SupportLibrary:
             If there is none of that name, or its description is damaged.
         """
         path = self._place(name) / ENTRY_FILE
+        if not _is_case(path.parent):
+            raise InputError(f"There is no support case {name!r}; see 'sam2assist support list'.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return Entry(name, tuple(map(str, content["classes"])), str(content["added"]))
-        except FileNotFoundError:
-            raise InputError(f"There is no support case {name!r}; see 'sam2assist support list'.") from None
+            classes = dict.fromkeys(class_name(str(each)) for each in content["classes"])
+            return Entry(name, tuple(classes), str(content["added"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"The support case {name!r} is damaged ({path}); remove it and add it again.") from error
 
@@ -125,7 +144,11 @@ class SupportLibrary:
         """
         name = (case.name if name is None else name).strip()
         target = self._place(name)
-        if target.exists():
+        if not has_text_name(self.folder):  # of which ITK ends the process
+            raise OutputError(
+                f"The path {shown(self.folder)} is no text in UTF-8; choose a folder with SAM2ASSIST_SUPPORTS."
+            )
+        if os.path.lexists(target):
             raise InputError(f"There is a support case {name!r} already; remove it or choose another with --name.")
         masks = [NamedMask(n, m) for n, m in case.masks.items() if m.any()]
         entry = Entry(name, tuple(m.name for m in masks), time.strftime("%Y-%m-%dT%H:%M:%S"))
@@ -151,29 +174,37 @@ class SupportLibrary:
         yield entry
 
     def remove(self, name: str) -> None:
-        """Delete a case and all that was cached of it.
+        """Delete a case, or what is left of one, and all that was cached of it; of a link, the link alone.
 
         Raises
         ------
         InputError
-            If there is none of that name.
+            If there is none of that name, or the folder holds something else.
         OutputError
             If it cannot be deleted.
         """
         place = self._place(name)
-        if not (place / ENTRY_FILE).is_file():
+        is_link = place.is_symlink()
+        if not place.is_dir() and not is_link:
             raise InputError(f"There is no support case {name!r}; see 'sam2assist support list'.")
+        if not is_link and not _is_case(place):
+            raise InputError(f"{place} is no support case, but holds other files; move them or delete them yourself.")
         try:
-            shutil.rmtree(place)
+            if is_link:
+                place.unlink()
+            else:
+                shutil.rmtree(place)
         except OSError as error:
             raise OutputError(f"{place} cannot be deleted ({error.strerror}); check who owns the folder.") from error
 
     def case(self, name: str) -> SupportCase:
-        """Read a case as it was added."""
+        """Read a case as it was added, or as somebody has corrected it since."""
         self.entry(name)
         volume = CTVolume.read(self._place(name) / IMAGE_FILE)
-        named, geometry = read_segmentation(self.masks_file(name))
-        return SupportCase(name, volume, masks_by_name(masks_on_grid_of(volume, named, geometry)))
+        placed, notes = read_on_grid(self.masks_file(name), volume)
+        masks = masks_by_name(placed)
+        told = (*volume.warnings, *notes, *notes_on_empty(masks))
+        return SupportCase(name, volume, masks, tuple(f"Support case {name!r}: {note}" for note in told))
 
     def masks_file(self, name: str) -> Path:
         """Return the file with the masks of a case."""
@@ -187,8 +218,8 @@ class SupportLibrary:
 
     def preparing(self, engine: Engine, name: str, window: Window) -> Iterator[Support | tuple[int, int]]:
         """Do as `prepare`, step by step; yields slices done and slices in all, last the case."""
-        path = self._place(name) / f"features-{_key(engine, window)}.safetensors"
-        case = self.case(name)
+        case, folder = self.case(name), self._place(name)
+        path = folder / f"features-{_key(engine, window, folder)}.safetensors"
         found = _read_cached(path, engine, case, window) if path.is_file() else None
         if found is not None:
             yield found
@@ -212,16 +243,54 @@ class SupportLibrary:
 
     def _place(self, name: str) -> Path:
         if not name or name.startswith(".") or any(c in name for c in "/\\:\0"):
-            raise InputError(f"{name!r} cannot name a support case; use letters, digits, '-' and '_'.")
+            raise InputError(
+                f"{name!r} cannot name a support case; give it a name of letters, digits, '-' and '_', as with --name."
+            )
+        if not has_text_name(name):
+            raise InputError(
+                f"{name!r} is no text in UTF-8 and cannot name a support case; give it another name, as with --name."
+            )
+        if (length := len(name.encode())) > LONGEST_NAME:
+            raise InputError(
+                f"'{name[:20]}...' cannot name a support case, because it has {length} bytes and not at most "
+                f"{LONGEST_NAME}; give it a shorter name, as with --name."
+            )
         return self.folder / name
 
+    def _looked(self) -> Iterator[Entry | InputError]:
+        """Look up all cases by name; yields for each its entry, or why there is none."""
+        for place in sorted(self.folder.glob("*")):
+            # With a dot begin those that were being added when the program ended.
+            if not place.name.startswith(".") and _is_case(place):
+                try:
+                    yield self.entry(place.name)
+                except InputError as error:
+                    yield error
 
-def _key(engine: Engine, window: Window) -> str:
-    """Name of the network that made features: model, and a digest of weights, adapter and window."""
+
+def _is_case(place: Path) -> bool:
+    """Whether a folder is a case or the rest of one: with a description, or with nothing but files of a case."""
+    if not place.is_dir():
+        return False
+    try:
+        return (place / ENTRY_FILE).is_file() or all(_is_own(file.name) for file in place.iterdir())
+    except OSError:
+        return True  # it may not be looked into; whoever reads or deletes it is told so
+
+
+def _is_own(name: str) -> bool:
+    """Whether the library writes files of this name, whole or begun."""
+    return name in {IMAGE_FILE, MASK_FILE, ENTRY_FILE} or name.startswith(("features-", ".sam2assist-"))
+
+
+def _key(engine: Engine, window: Window, folder: Path) -> str:
+    """Name of what made features: model, and a digest of weights, adapter, window, and the files of the case."""
     digest = hashlib.sha256(f"{LAYOUT} {store.expected_sha256(engine.spec)} {window}".encode())
     if engine.adapter is not None:
         for file in sorted(engine.adapter.glob("adapter_model.safetensors")):
             digest.update(store.file_sha256(file).encode())
+    for name in (IMAGE_FILE, MASK_FILE):
+        digest.update(store.file_sha256(folder / name).encode())
     return f"{engine.spec.name}-{digest.hexdigest()[:16]}"
 
 
@@ -254,7 +323,19 @@ def _read_cached(path: Path, engine: Engine, case: SupportCase, window: Window) 
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return None
     volume = Orientation.of(case.volume).turn(case.volume)
-    if features.slices != volume.shape_kji[0] or len(shares) != features.slices or shares.shape[1] != len(classes):
+    slices = volume.shape_kji[0]
+    if classes != tuple(name for name, mask in case.masks.items() if mask.any()):
         return None
+    if not _is_half(shares, slices, len(classes), GRID):
+        return None
+    for level, stride, part in zip(levels, (16, 8, 4), (1, 4, 8), strict=True):  # from coarse to fine
+        side, channels = min(engine.model.image_size // stride, GRID), engine.model.hidden_dim // part
+        if not _is_half(level, slices, channels, side):
+            return None
     plane = Plane(engine.model, volume, 0, window, engine.channels, engine.options)
-    return Support(case.name, classes, features, shares, plane)
+    return Support(case.name, classes, features, shares, plane, case.notes)
+
+
+def _is_half(tensor: Tensor, slices: int, channels: int, side: int) -> bool:
+    """Whether a tensor has this shape and half precision."""
+    return tensor.dtype == torch.float16 and tensor.shape == (slices, channels, side, side)

@@ -30,7 +30,7 @@ from SAM2AssistLib.prompting.error_head import ErrorHead, channels_of
 from SAM2AssistLib.training.cbdp import Kept, Pruner
 from SAM2AssistLib.training.lora import attach_lora
 from SAM2AssistLib.training.phpg import Outcome
-from SAM2AssistLib.training.recipe import FineTuneRecipe, epochs_for, schedule_for
+from SAM2AssistLib.training.recipe import MOST_SEED, FineTuneRecipe, epochs_for, schedule_for
 from SAM2AssistLib.training.run_log import RunLog
 from SAM2AssistLib.training.run_state import CHECKPOINT, Position, RunState, load_state, save_state
 from SAM2AssistLib.training.slices import CaseStore, KeyBatches, SampleKey, SliceSamples
@@ -240,8 +240,9 @@ class FineTuner:
         return parts
 
     def _step(self, loader: Iterator[Batch], choice: StepChoice) -> tuple[Outcome, Batch]:
-        # Dropout is the one thing that draws from torch's own generator.
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.position.step) * 64 + self.accelerator.process_index)
+        # Dropout is the one thing that draws from torch's own generator, whose seeds have 64 bits.
+        seed = (self.recipe.seed * 1_000_003 + self.position.step) * 64 + self.accelerator.process_index
+        torch.manual_seed(seed % MOST_SEED)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._rate()
         self.optimizer.zero_grad()

@@ -16,6 +16,9 @@ from SAM2AssistLib.training.lora import LoraRecipe
 from SAM2AssistLib.training.phpg import Prompting
 from SAM2AssistLib.volume import WINDOW_PRESETS, Window
 
+MOST_SEED = 2**63
+"""Seeds are below it: torch's generator takes no others."""
+
 
 @dataclass(frozen=True)
 class FineTuneRecipe:
@@ -75,8 +78,10 @@ class FineTuneRecipe:
             raise InputError(f"There is no precision {self.precision!r}; choose no or bf16.")
         if self.context not in ("windows", NEIGHBOURS):
             raise InputError(f"There is no context {self.context!r}; choose windows or {NEIGHBOURS}.")
-        if not 0 <= self.clip_share <= 1 or min(self.phantoms, self.synthetic, self.seed) < 0:
+        if not 0 <= self.clip_share <= 1 or min(self.phantoms, self.synthetic) < 0:
             raise InputError("The share of clips has to be within 0 and 1, and numbers of volumes 0 or more.")
+        if not 0 <= self.seed < MOST_SEED:
+            raise InputError(f"A run needs a seed from 0 to {MOST_SEED - 1}, but got {self.seed}.")
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON holds."""

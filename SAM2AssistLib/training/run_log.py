@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
 SMOOTHING = 0.95
 SCALARS_EVERY, PICTURES_EVERY = 10, 200
 TRUTH_COLOUR, MASK_COLOUR = (0.1, 0.9, 0.2), (1.0, 0.3, 0.1)
+_LOG = logging.getLogger("SAM2AssistLib")
 
 
 class RunLog:
     """Keeps running means, and writes them down.
+
+    No run fails for its log: where that cannot be written, on a full disk for example, this is said once, and the run
+    goes on without it.
 
     Parameters
     ----------
@@ -34,7 +40,13 @@ class RunLog:
         self.loss = 0.0
         self.dice: dict[str, float] = {}
         self._steps = 0
-        self._writer = _writer(folder, step)
+        self._writer: SummaryWriter | None = None
+        self._hook_before = threading.excepthook
+        try:
+            self._writer = _writer(folder, step)
+        except OSError as error:
+            self._do_without(error)
+        threading.excepthook = self._heard_in_a_thread
 
     def take(self, step: int, outcome: Outcome, batch: Batch, rate: float) -> None:
         """Note the outcome of a step."""
@@ -45,18 +57,39 @@ class RunLog:
                 self.dice[name] = _mixed(self.dice.get(name), float(mean))
         if self._writer is None:
             return
-        if step % SCALARS_EVERY == 0 or self._steps == 1:
-            self._writer.add_scalar("loss", self.loss, step)
-            self._writer.add_scalar("share of the peak learning rate", rate, step)
-            for name, value in self.dice.items():
-                self._writer.add_scalar(f"Dice/{name}", value, step)
-        if step % PICTURES_EVERY == 0 or self._steps == 1:
-            self._writer.add_image("first slice: truth green, mask orange", picture(batch, outcome), step)
+        try:
+            self._write(self._writer, step, outcome, batch, rate)
+        except OSError as error:
+            self._do_without(error)
 
     def close(self) -> None:
         """Finish the files."""
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._do_without(error)
+        threading.excepthook = self._hook_before
+
+    def _write(self, writer: SummaryWriter, step: int, outcome: Outcome, batch: Batch, rate: float) -> None:
+        if step % SCALARS_EVERY == 0 or self._steps == 1:
+            writer.add_scalar("loss", self.loss, step)
+            writer.add_scalar("share of the peak learning rate", rate, step)
+            for name, value in self.dice.items():
+                writer.add_scalar(f"Dice/{name}", value, step)
+        if step % PICTURES_EVERY == 0 or self._steps == 1:
+            writer.add_image("first slice: truth green, mask orange", picture(batch, outcome), step)
+
+    def _do_without(self, error: OSError) -> None:
+        self._writer = None
+        reason = error.strerror or error
+        _LOG.warning("Free some space: TensorBoard's log cannot be written (%s); training goes on without it.", reason)
+
+    def _heard_in_a_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Keep quiet about the thread in which TensorBoard writes: what failed there comes again in `take`."""
+        of_tensorboard = type(failed.thread).__module__.partition(".")[0] == "tensorboard"
+        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
+            self._hook_before(failed)
 
 
 def picture(batch: Batch, outcome: Outcome) -> Tensor:

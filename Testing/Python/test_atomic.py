@@ -87,10 +87,28 @@ def test_a_writer_that_fails_without_a_reason_has_found_the_disk_full_if_it_is(t
 
     def write() -> None:
         with atomic_path(tmp_path / "a.txt"):
-            raise RuntimeError("unexpected pos 64 vs 0")
+            raise RuntimeError("stopped")
 
-    with pytest.raises(RuntimeError if free else OutputError, match="unexpected pos" if free else "No space left"):
+    with pytest.raises(RuntimeError if free else OutputError, match="stopped" if free else "No space left"):
         write()
+
+
+def test_weights_that_a_quota_cuts_short_are_told_as_on_a_full_disk_though_the_disk_has_room(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    torch = pytest.importorskip("torch")
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.pt") as part:
+            torch.save(torch.zeros(100_000), part)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"a\.pt cannot be written \(No space left on device\)"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import http.client
 import http.server
 import json
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,7 @@ def a_publisher() -> Iterator[Publisher]:
             """Stay silent."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign] # some tests leave in mid-download
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     publisher.url = f"http://127.0.0.1:{server.server_port}/tiny.pt"
@@ -232,6 +236,40 @@ def test_without_a_network_one_sentence_tells_how_to_place_the_file_by_hand(a_pu
         store.fetch(offline)
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "EOF occurred in violation of protocol"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "No route to host"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer"),
+        (TimeoutError("timed out"), "timed out"),
+    ],
+    ids=["protocol", "route", "reset", "silence"],
+)
+@pytest.mark.parametrize("moment", ["begin", "read"])
+def test_a_connection_that_fails_at_any_moment_is_not_taken_for_a_fault_of_the_disk(
+    a_published_model: ModelSpec, monkeypatch: pytest.MonkeyPatch, fault: OSError, reason: str, moment: str
+) -> None:
+    monkeypatch.setattr(http.client.HTTPResponse, moment, _refused(fault))
+    with pytest.raises(ModelError, match=rf"could not be fetched from http.*\({reason}\); try again online"):
+        store.fetch(a_published_model)
+
+
+def test_a_disk_that_fails_while_weights_arrive_is_not_taken_for_a_fault_of_the_connection(
+    a_published_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "open", _refused(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OutputError, match=r"tiny\.pt\.part cannot be written \(No space left on device\)"):
+        store.fetch(a_published_model)
+
+
+def _refused(fault: OSError) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise fault
+
+    return fail
+
+
 def test_an_address_without_the_file_is_told_with_the_answer_of_the_server(a_published_model: ModelSpec) -> None:
     gone = dataclasses.replace(a_published_model, url=f"{a_published_model.url}.gone")
     with pytest.raises(ModelError, match="the server answered 404"):
@@ -302,6 +340,32 @@ def test_a_file_the_user_has_is_copied_after_it_is_verified(a_published_model: M
     own.write_bytes(WEIGHTS)
     assert store.place(a_published_model, own).read_bytes() == WEIGHTS
     assert own.exists()
+
+
+@pytest.mark.parametrize("as_a_link", [False, True])
+def test_the_finished_part_of_a_download_can_be_given_and_is_not_lost(
+    a_published_model: ModelSpec, an_empty_cache: Path, tmp_path: Path, as_a_link: bool
+) -> None:
+    an_empty_cache.mkdir(parents=True)
+    given = part = an_empty_cache / "tiny.pt.part"
+    part.write_bytes(WEIGHTS)
+    if as_a_link:
+        given = tmp_path / "link.pt"
+        given.symlink_to(part)
+    assert store.place(a_published_model, given).read_bytes() == WEIGHTS
+    assert [file.name for file in an_empty_cache.iterdir()] == ["tiny.pt"]
+
+
+def test_a_finished_part_that_cannot_be_renamed_stays(
+    a_published_model: ModelSpec, an_empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_empty_cache.mkdir(parents=True)
+    part = an_empty_cache / "tiny.pt.part"
+    part.write_bytes(WEIGHTS)
+    monkeypatch.setattr(Path, "replace", _refused(OSError(errno.EROFS, "Read-only file system")))
+    with pytest.raises(OutputError, match="cannot be written .Read-only file system"):
+        store.place(a_published_model, part)
+    assert part.read_bytes() == WEIGHTS
 
 
 def test_a_wrong_file_of_the_user_is_refused_and_not_copied(a_published_model: ModelSpec, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SCRIPT, quiet_environment
+from command_line import SCRIPT, quiet_environment, run, sentence_of
 from ct_files import empty_volume
 from rich.console import Console
 
@@ -89,3 +91,22 @@ def test_a_result_that_cannot_be_told_of_is_there_and_one_sentence_says_so() -> 
     assert (
         done.stderr == "What was to be said could not be written (No space left on device); the files are finished.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("cut short"), "cut short"),
+    ],
+)
+def test_a_disk_that_fails_before_the_end_is_never_told_as_a_finished_result(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: OSError, reason: str
+) -> None:
+    def fail(**_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("SAM2AssistLib.cli.app.app", fail)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which is closed in the end
+    sentence = sentence_of(run(capfd, "finetune"))
+    assert f"has failed ({reason}), so this is not finished" in sentence

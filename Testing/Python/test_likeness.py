@@ -222,9 +222,10 @@ def test_where_nothing_was_found_there_is_nothing_to_learn():
 # ------------------------------------------------------------------------------------------------ in a session
 
 
-def boxed(session: Session, blobs: TwoBlobs) -> Segment:
+def boxed(session: Session, blobs: TwoBlobs, slices: int = 2) -> Segment:
+    """Draw a box around a blob, and so many slices to each side of its middle."""
     segment, (k, j, i) = session.add_segment("blob"), blobs.centres_kji[0].astype(int)
-    draw_box(session, segment, (k, j - 9, i - 9), (k, j + 9, i + 9))
+    draw_box(session, segment, (k - slices, j - 9, i - 9), (k + slices, j + 9, i + 9))
     return segment
 
 
@@ -284,6 +285,14 @@ def never_asked(monkeypatch: pytest.MonkeyPatch):
 def test_one_slice_alone_is_settled_without_it(an_engine: Engine):
     with an_engine.open(two_blobs().volume) as session:
         assert session.mask(boxed(session, two_blobs())).any()
+
+
+@pytest.mark.usefixtures("never_asked")
+def test_where_nobody_has_told_its_ends_a_segment_is_settled_without_it(an_engine: Engine):
+    with an_engine.open(two_blobs().volume) as session:
+        segment = boxed(session, two_blobs(), slices=0)
+        run(session)
+        assert session.mask(segment).any(axis=(1, 2)).sum() > 1
 
 
 @pytest.mark.usefixtures("never_asked")

@@ -92,6 +92,66 @@ def test_a_case_of_the_same_name_and_one_that_slicer_has_numbered_are_kept_besid
     assert names == ["4- Abdomen - portal venous", "4- Abdomen - portal venous 2"]
 
 
+def test_a_case_whose_volume_has_a_name_too_long_for_a_folder_is_kept_under_its_beginning(window: Window) -> None:
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    finished_case(window, np.ones(window.ct.shape_kji, bool), "everything")
+    window.volume.SetName("é" * 300)
+    for _ in range(2):
+        window.panel.add_to_support_library()
+        window.settle()
+    assert [entry.name for entry in SupportLibrary().entries()] == ["é" * 90, "é" * 90 + " 2"]
+
+
+def test_segments_of_one_name_are_one_class_of_a_case(window: Window) -> None:
+    from SAM2AssistLib.mrml.nodes import add_segment
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    first, second = np.zeros((2, *window.ct.shape_kji), bool)
+    first[3, 10:20, 10:20] = second[5, 10:20, 10:20] = True
+    finished_case(window, first, "metastasis")
+    other = add_segment(window.segmentation, "metastasis ")
+    import slicer
+
+    slicer.util.updateSegmentBinaryLabelmapFromArray(second.astype(np.uint8), window.segmentation, other, window.volume)
+    window.panel.add_to_support_library()
+    window.settle()
+    (entry,) = SupportLibrary().entries()
+    assert entry.classes == ("metastasis",)
+    np.testing.assert_array_equal(SupportLibrary().case(entry.name).masks["metastasis"], first | second)
+
+
+def test_a_damaged_case_hides_neither_the_adapters_classes_nor_other_cases(window: Window, tmp_path: Path) -> None:
+    window.settle()
+    known = window.panel.class_names()
+    finished_case(window, np.ones(window.ct.shape_kji, bool), "everything")
+    for _ in range(2):
+        window.panel.add_to_support_library()
+        window.settle()
+    (tmp_path / "supports" / "CT" / "support.json").write_text("{")
+    window.panel.refresh_classes()
+    window.settle()
+    assert window.panel.class_names() == [*known, "everything"]
+    window.panel.add_to_support_library()
+    window.settle()
+    assert window.ui.statusLabel.text == "CT 3 is in the support library now, with everything."
+
+
+def test_classes_whose_names_have_blanks_are_found_under_names_without(window: Window, a_phantom) -> None:
+    from SAM2AssistLib.prompting.support import SupportCase
+    from SAM2AssistLib.prompting.support_library import SupportLibrary
+
+    liver_mask = a_phantom.labels == a_phantom.names["liver"]
+    SupportLibrary().add(SupportCase("before", window.ct, {"my organ ": liver_mask}))
+    window.panel.refresh_classes()
+    window.settle()
+    check_only(window, "my organ")
+    window.host.user.press(window.ui.autoButton)
+    window.settle()
+    assert window.ui.statusLabel.text == "Found my organ."
+    assert window.mask("my organ").any()
+
+
 def test_an_empty_segmentation_is_refused_in_a_sentence(window: Window) -> None:
     window.host.user.press(window.ui.positiveButton)
     window.panel.add_to_support_library()

@@ -1,0 +1,85 @@
+"""What goes wrong around fine-tuning without spoiling it: a log that cannot be written, and numbers of any size."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from finetune_scenes import a_data_folder, a_recipe, finetune_tiny
+
+from SAM2AssistLib.engine.adapter import check_adapter_files
+from SAM2AssistLib.errors import InputError
+
+pytest.importorskip("peft", reason="fine-tuning needs the package peft")
+pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
+
+from SAM2AssistLib.training.recipe import MOST_SEED, FineTuneRecipe  # noqa: E402
+from SAM2AssistLib.training.run_log import RunLog  # noqa: E402
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture(scope="module")
+def a_folder(tmp_path_factory):
+    return a_data_folder(tmp_path_factory.mktemp("data"))
+
+
+def a_short_recipe(**changes):
+    return a_recipe(steps=2, clip_share=0.0, **changes)
+
+
+@pytest.mark.parametrize("moment", ["__init__", "add_scalar", "add_image", "close"])
+def test_a_run_whose_log_cannot_be_written_ends_with_its_adapter_and_says_so_once(
+    a_folder, tmp_path, monkeypatch, caplog, moment
+):
+    pytest.importorskip("tensorboard")
+
+    def fail(*_, **__):
+        raise NO_SPACE
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{moment}", fail)
+    result = finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe())
+    check_adapter_files(result.folder)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "SAM2AssistLib"]
+    assert "TensorBoard's log cannot be written (No space left on device)" in told
+
+
+@pytest.mark.parametrize("steps", [1, 200])
+def test_a_full_disk_is_heard_of_from_the_thread_that_writes_without_a_traceback(tmp_path, caplog, capfd, steps):
+    pytest.importorskip("tensorboard")
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    outcome = SimpleNamespace(
+        loss=torch.tensor(0.5), dice={"first": torch.tensor(0.5)}, masks=torch.zeros(1, 1, 64, 64)
+    )
+    batch = SimpleNamespace(
+        images=torch.rand(1, 1, 3, 256, 256),
+        owner=torch.zeros(1, dtype=torch.long),
+        masks=torch.zeros(1, 1, 256, 256) > 0,
+    )
+    hook = threading.excepthook
+    log = RunLog(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        for step in range(10, 10 * steps + 1, 10):
+            log.take(step, outcome, batch, 1.0)
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.records) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert log.loss == pytest.approx(0.5)
+    assert threading.excepthook is hook
+
+
+def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
+    check_adapter_files(finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe(seed=20261122151500)).folder)
+
+
+@pytest.mark.parametrize("seed", [-1, MOST_SEED])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(seed):
+    with pytest.raises(InputError, match=f"a seed from 0 to {MOST_SEED - 1}, but got {seed}"):
+        FineTuneRecipe(seed=seed)
