@@ -165,8 +165,10 @@ def parse_window(text: str) -> Window:
 
 def notes_on_window(session: Session) -> list[str]:
     """Tell of a window that is not the one that the adapter was trained with; in one sentence, if at all."""
+    from SAM2AssistLib.engine.loading import looks_like_hounsfield
+
     own, chosen = session.engine.trained_window, session.window
-    if own is None or own == chosen:
+    if own is None or own == chosen or not looks_like_hounsfield(session.volume):
         return []
     trained = f"{own.level:g}/{own.width:g}"
     return [

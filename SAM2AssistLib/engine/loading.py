@@ -61,10 +61,11 @@ class Engine:
         Parameters
         ----------
         axis : array axis (0 = k, 1 = j, 2 = i) along which segments travel.
-        window : HU window for the whole volume; if not given, the one that the adapter was trained with. Without such
-            an adapter the abdominal one, or an automatic one for what is not in HU.
+        window : HU window for the whole volume; if not given, the one that the adapter was trained with, or the
+            abdominal one without such an adapter. What is not in HU is seen through an automatic one.
         """
-        return Session(self, volume, axis, window or self.trained_window or default_window(volume))
+        own = self.trained_window if looks_like_hounsfield(volume) else None
+        return Session(self, volume, axis, window or own or default_window(volume))
 
 
 def default_window(volume: CTVolume) -> Window:

@@ -269,11 +269,15 @@ class SupportLibrary:
 
 
 def _is_case(place: Path) -> bool:
-    """Whether a folder is a case or the rest of one: with a description, or with nothing but files of a case."""
+    """Whether a folder is a case or the rest of one: with a description, or with nothing but files of a case.
+
+    An image alone may be somebody's only one; the library leaves none without its masks.
+    """
     if not place.is_dir():
         return False
     try:
-        return (place / ENTRY_FILE).is_file() or all(_is_own(file.name) for file in place.iterdir())
+        names = {file.name for file in place.iterdir()}
+        return ENTRY_FILE in names or (all(map(_is_own, names)) and names != {IMAGE_FILE})
     except OSError:
         return True  # it may not be looked into; whoever reads or deletes it is told so
 

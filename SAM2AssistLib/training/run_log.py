@@ -42,11 +42,11 @@ class RunLog:
         self._steps = 0
         self._writer: SummaryWriter | None = None
         self._hook_before = threading.excepthook
+        threading.excepthook = self._heard_in_a_thread
         try:
             self._writer = _writer(folder, step)
         except OSError as error:
             self._do_without(error)
-        threading.excepthook = self._heard_in_a_thread
 
     def take(self, step: int, outcome: Outcome, batch: Batch, rate: float) -> None:
         """Note the outcome of a step."""
@@ -83,7 +83,7 @@ class RunLog:
     def _do_without(self, error: OSError) -> None:
         self._writer = None
         reason = error.strerror or error
-        _LOG.warning("Free some space: TensorBoard's log cannot be written (%s); training goes on without it.", reason)
+        _LOG.warning("TensorBoard's log cannot be written (%s); training goes on without it.", reason)
 
     def _heard_in_a_thread(self, failed: threading.ExceptHookArgs) -> None:
         """Keep quiet about the thread in which TensorBoard writes: what failed there comes again in `take`."""

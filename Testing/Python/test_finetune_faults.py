@@ -75,6 +75,22 @@ def test_a_full_disk_is_heard_of_from_the_thread_that_writes_without_a_traceback
     assert threading.excepthook is hook
 
 
+def test_a_log_that_cannot_even_be_begun_is_said_once_and_without_a_traceback(tmp_path, caplog, capfd):
+    pytest.importorskip("tensorboard")
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    hook = threading.excepthook
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        RunLog(tmp_path, 0).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(caplog.records) == 1
+    assert "training goes on without it" in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
+
+
 def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
     check_adapter_files(finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe(seed=20261122151500)).folder)
 

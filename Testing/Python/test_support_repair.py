@@ -167,11 +167,16 @@ def test_what_was_begun_and_other_peoples_folders_are_no_cases(a_library: Suppor
     notes = a_library.folder / "notes"
     notes.mkdir()
     (notes / "letter.txt").write_text("Dear colleague")
+    scan = a_library.folder / "patient"
+    scan.mkdir()
+    (scan / "image.nrrd").write_bytes(b"")
     assert a_library.entries() == ()
     assert a_library.damaged() == ()
 
 
-@pytest.mark.parametrize("left", [(), ("image.nrrd",), ("features-mini-0123.safetensors", "masks.seg.nrrd")])
+@pytest.mark.parametrize(
+    "left", [(), ("image.nrrd", "masks.seg.nrrd"), ("features-mini-0123.safetensors", "masks.seg.nrrd")]
+)
 def test_a_folder_that_is_left_of_a_case_is_told_of_and_can_be_removed(
     a_library: SupportLibrary, left: tuple[str, ...]
 ) -> None:
@@ -188,13 +193,14 @@ def test_a_folder_that_is_left_of_a_case_is_told_of_and_can_be_removed(
     assert a_library.add(a_case(), "rest").name == "rest"
 
 
-def test_a_folder_with_other_files_is_never_removed(a_library: SupportLibrary) -> None:
+@pytest.mark.parametrize("file", ["letter.txt", "image.nrrd"])
+def test_a_folder_with_other_files_is_never_removed(a_library: SupportLibrary, file: str) -> None:
     notes = a_library.folder / "notes"
     notes.mkdir()
-    (notes / "letter.txt").write_text("Dear colleague")
+    (notes / file).write_text("Dear colleague")
     with pytest.raises(InputError, match="holds other files"):
         a_library.remove("notes")
-    assert (notes / "letter.txt").exists()
+    assert (notes / file).exists()
 
 
 def test_of_a_link_nothing_but_the_link_is_removed(a_library: SupportLibrary, tmp_path: Path) -> None:

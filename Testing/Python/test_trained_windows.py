@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import box_prompts, run, write_ct, write_prompts
 
+from SAM2AssistLib.cli.segment import notes_on_window
 from SAM2AssistLib.engine.adapter import trained_window
 from SAM2AssistLib.engine.loading import default_window
 from SAM2AssistLib.errors import ModelError
@@ -39,6 +40,14 @@ def test_without_a_window_a_volume_is_seen_through_the_one_of_the_adapter(quick_
         assert session.window == WINDOW_PRESETS["lung"]
     with engine.open(a_blob_volume, window=WINDOW_PRESETS["bone"]) as session:
         assert session.window == WINDOW_PRESETS["bone"]
+
+
+def test_what_is_not_in_hounsfield_units_is_seen_through_a_window_of_its_own(quick_engine, a_blob_volume, a_folder):
+    engine = replace(quick_engine(), adapter=trained_with(a_folder, {"level": 40, "width": 400}))
+    shifted = CTVolume.from_array(a_blob_volume.array + 1024, a_blob_volume.spacing_ijk, a_blob_volume.ijk_to_lps)
+    with engine.open(shifted) as session:
+        assert session.window == default_window(shifted) != Window(40, 400)
+        assert notes_on_window(session) == []
 
 
 def test_an_adapter_that_names_no_window_changes_nothing(quick_engine, a_blob_volume, a_folder):
