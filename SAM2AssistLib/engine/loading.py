@@ -64,13 +64,14 @@ class Engine:
         window : HU window for the whole volume; if not given, the one that the adapter was trained with, or the
             abdominal one without such an adapter. What is not in HU is seen through an automatic one.
         """
-        own = self.trained_window if looks_like_hounsfield(volume) else None
-        return Session(self, volume, axis, window or own or default_window(volume))
+        return Session(self, volume, axis, window or default_window(volume, self.trained_window))
 
 
-def default_window(volume: CTVolume) -> Window:
-    """Choose the abdominal window for a CT, and one that shows the tissue for what does not look like one."""
-    return WINDOW_PRESETS["abdomen"] if looks_like_hounsfield(volume) else automatic_window(volume.array)
+def default_window(volume: CTVolume, trained: Window | None = None) -> Window:
+    """Choose a window for a CT, the trained or the abdominal one, and for what does not look like one its tissue's."""
+    if not looks_like_hounsfield(volume):
+        return automatic_window(volume.array)
+    return trained or WINDOW_PRESETS["abdomen"]
 
 
 def looks_like_hounsfield(volume: CTVolume) -> bool:

@@ -112,7 +112,7 @@ class Plane:
         if answered is not placed:
             earlier = findings.states.get(placed.index)
             state = self._as_shown(answered, earlier) if placed.is_box else self._remembered(answered, state, earlier)
-        if answered.before is None and (before.any() or placed.index in findings.states):
+        if before.any() or placed.index in findings.states:
             answered = replace(answered, before=before.copy())
         return answered, state, mask
 
@@ -141,7 +141,7 @@ class Plane:
             if not state.shows and is_middle(depth, pixel):
                 return placed, state, np.zeros(self.shape, bool)
             mask = without_lobe(before, depth, pixel, self.spacing_mm)
-        return replace(placed, mask=mask, before=before.copy()), state, mask
+        return replace(placed, mask=mask), state, mask
 
     def answer_without(self, findings: Findings, removed: PlacedPrompt) -> tuple[Findings, np.ndarray]:
         """Answer the prompts of a slice as if one of them had never been there.
@@ -181,7 +181,7 @@ class Plane:
         mask = self.shown(asked, index, state)
         if findings.on(index):
             mask = mask | before
-        return replace(placed, mask=mask, before=before.copy()), state, mask
+        return replace(placed, mask=mask), state, mask
 
     def _corrects(self, findings: Findings, placed: PlacedPrompt, before: np.ndarray) -> bool:
         """Whether a prompt is to change no more than what is around it."""

@@ -86,7 +86,7 @@ def read_support(image: Path, mask: Path) -> SupportCase:
     from SAM2AssistLib.io.dicom_objects import is_dicom_object  # here, because pydicom takes its time to load
 
     volume = CTVolume.read(image)
-    placed, notes = read_on_grid(mask, volume)
+    masks, notes = read_masks(mask, volume)
     is_label_map = ending_of(mask) != SEGMENTATION_ENDING and not is_dicom_object(mask)
     if is_label_map and (shape := _shape_in(mask)) != volume.shape_kji:
         raise InputError(
@@ -95,9 +95,14 @@ def read_support(image: Path, mask: Path) -> SupportCase:
         )
     whole = Path(os.path.abspath(image))  # "image.nii.gz" and "." have no folder to be named after
     name = whole.parent.name if whole.name.startswith("image.") else whole.name
+    return SupportCase(name, volume, masks, (*volume.warnings, *(f"{mask.name}: {note}" for note in notes)))
+
+
+def read_masks(path: Path, volume: CTVolume) -> tuple[dict[str, NDArray[np.bool_]], list[str]]:
+    """Read the masks of classes, bool (k, j, i), on the grid of a volume, and what the user should know of them."""
+    placed, notes = read_on_grid(path, volume)
     masks = masks_by_name(placed)
-    told = [f"{mask.name}: {note}" for note in [*notes, *notes_on_empty(masks)]]
-    return SupportCase(name, volume, masks, (*volume.warnings, *told))
+    return masks, [*notes, *_notes_on_empty(masks)]
 
 
 def _shape_in(path: Path) -> tuple[int, ...]:
@@ -108,7 +113,7 @@ def _shape_in(path: Path) -> tuple[int, ...]:
     return tuple(reversed(reader.GetSize()))
 
 
-def notes_on_empty(masks: Mapping[str, NDArray[np.bool_]]) -> list[str]:
+def _notes_on_empty(masks: Mapping[str, NDArray[np.bool_]]) -> list[str]:
     """Tell which classes have no voxel in the image: they are not learned, whatever the file says of them."""
     empty = [f"'{name}'" for name, mask in masks.items() if not mask.any()]
     return [f"No voxel of {', '.join(empty)} is in the image, so that is not looked for by it."] if empty else []

@@ -31,16 +31,9 @@ from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.atomic import atomic_path, has_text_name, shown
 from SAM2AssistLib.io.itk_image import image_of
 from SAM2AssistLib.io.named_mask import NamedMask
-from SAM2AssistLib.io.segmentation import read_on_grid, write_segmentation
+from SAM2AssistLib.io.segmentation import write_segmentation
 from SAM2AssistLib.prompting.orientation import Orientation
-from SAM2AssistLib.prompting.support import (
-    Support,
-    SupportCase,
-    class_name,
-    masks_by_name,
-    notes_on_empty,
-    support_steps,
-)
+from SAM2AssistLib.prompting.support import Support, SupportCase, class_name, read_masks, support_steps
 from SAM2AssistLib.prompting.voxel_features import GRID, VoxelFeatures
 from SAM2AssistLib.volume import CTVolume, Window
 
@@ -201,10 +194,9 @@ class SupportLibrary:
         """Read a case as it was added, or as somebody has corrected it since."""
         self.entry(name)
         volume = CTVolume.read(self._place(name) / IMAGE_FILE)
-        placed, notes = read_on_grid(self.masks_file(name), volume)
-        masks = masks_by_name(placed)
-        told = (*volume.warnings, *notes, *notes_on_empty(masks))
-        return SupportCase(name, volume, masks, tuple(f"Support case {name!r}: {note}" for note in told))
+        masks, notes = read_masks(self.masks_file(name), volume)
+        told = tuple(f"Support case {name!r}: {note}" for note in [*volume.warnings, *notes])
+        return SupportCase(name, volume, masks, told)
 
     def masks_file(self, name: str) -> Path:
         """Return the file with the masks of a case."""
