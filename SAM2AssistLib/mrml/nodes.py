@@ -15,6 +15,19 @@ from SAM2AssistLib.mrml.volumes import ijk_to_ras, local_to_world, moved, world_
 NAMED_TAG = "SAM2Assist.Named"
 """Tag of a segment with the name its codes were chosen for."""
 
+COLORS = (
+    (0.34, 0.71, 0.91),
+    (0.90, 0.62, 0.00),
+    (0.80, 0.47, 0.74),
+    (0.00, 0.62, 0.45),
+    (0.84, 0.37, 0.00),
+    (0.00, 0.45, 0.70),
+)
+"""Colors (red, green, blue, from 0 to 1) of segments whose name stands for none: after Okabe and Ito, "Color universal
+design" (2008), who chose them so that the color-blind can tell them apart; without black and yellow."""
+
+_ALIKE = 0.1
+
 
 def first_volume(scene: Any) -> Any:
     """Return the first volume node that is listed and is no label map; None if there is none."""
@@ -58,11 +71,27 @@ def link_to_volume(segmentation_node: Any, volume_node: Any) -> None:
         hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
 
 
-def add_segment(segmentation_node: Any, name: str) -> str:
-    """Add an empty segment with the color and the SNOMED CT codes its name stands for; returns its id."""
-    segment_id = str(segmentation_node.GetSegmentation().AddEmptySegment("", name))
+def add_segment(segmentation_node: Any, name: str = "") -> str:
+    """Add an empty segment with the color and the SNOMED CT codes its name stands for; returns its id.
+
+    Where a name stands for no color, or where there is none, it is one that the other segments do not have. Left to
+    itself Slicer draws lots, and a gray one is not seen on a CT.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    segment_id = str(segmentation.AddEmptySegment("", name, _free_color(segmentation)))
     follow_name(segmentation_node, segment_id)
     return segment_id
+
+
+def _free_color(segmentation: Any) -> tuple[float, float, float]:
+    """Return the color that the fewest segments have, and of those the one least like any other's."""
+    present = [segmentation.GetNthSegment(n).GetColor() for n in range(segmentation.GetNumberOfSegments())]
+
+    def rank(color: tuple[float, float, float]) -> tuple[int, float]:
+        apart = [float(np.linalg.norm(np.subtract(color, other))) for other in present]
+        return -sum(distance < _ALIKE for distance in apart), min(apart, default=0.0)
+
+    return max(COLORS, key=rank)
 
 
 def keep_codes(segmentation_node: Any, segment_id: str) -> None:

@@ -250,7 +250,7 @@ class Panel:
         if segmentation.GetNumberOfSegments():
             chosen = segmentation.GetNthSegmentID(0)
         elif make:
-            chosen = segmentation.AddEmptySegment()
+            chosen = nodes.add_segment(self.segmentation_node)
         else:
             return None
         editor.SetSelectedSegmentID(chosen)

@@ -22,6 +22,7 @@ from monai.transforms import (
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Transform,
 )
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -145,7 +146,7 @@ class CaseStore:
         self.bytes_held += int(sizes[kept - 1]) if kept else 0
         with _own_errors():
             self._cache = CacheDataset(
-                list(cases), self._read, cache_num=kept, num_workers=None, progress=False, copy_cache=False
+                list(cases), _Reading(self.names), cache_num=kept, num_workers=None, progress=False, copy_cache=False
             )
         # One pass over all volumes, which also finds what does not fit together.
         self.pixels: list[NDArray[np.int64]] = []
@@ -187,7 +188,14 @@ class CaseStore:
             raise InputError("None of the training volumes shows a labelled structure; check the labels.")
         return SliceIndex(tuple(cases), tuple(slices), tuple(labels))
 
-    def _read(self, case: Case) -> LabelledCT:
+
+class _Reading(Transform):
+    """Reads a case; a class of MONAI's, for what a plain function gives is not kept by its cache."""
+
+    def __init__(self, names: Mapping[str, int]) -> None:
+        self.names = names
+
+    def __call__(self, case: Case) -> LabelledCT:
         return read_labelled(case, self.names)
 
 

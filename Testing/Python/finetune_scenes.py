@@ -25,6 +25,7 @@ from SAM2AssistLib.training.lora import LoraRecipe
 from SAM2AssistLib.training.phpg import Prompting
 from SAM2AssistLib.training.recipe import FineTuneRecipe
 
+STEPS = 16
 SPEC = ModelSpec(
     "tiny", "Tiny", "tiny", TINY_SIZE, 900_000, "tiny.safetensors",
     source="here", licence="none", sha256="a" * 64, dense_prompts=True, carries_logits=True,
@@ -54,7 +55,7 @@ def a_data_folder(root: Path, names: str = "abcd", slices: int = 5) -> Path:
 def a_recipe(**changes) -> FineTuneRecipe:
     """Give the settings of a run of moments, with clips, pruning and updates everywhere."""
     settings = FineTuneRecipe(
-        steps=20,
+        steps=STEPS,
         batch=4,
         clip_share=0.4,
         clip_slices=3,
@@ -82,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--dropout", type=float, default=0.1)

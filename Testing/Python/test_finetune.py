@@ -27,7 +27,9 @@ from SAM2AssistLib.prompting.error_head import ERROR_HEAD_FILE
 pytest.importorskip("peft", reason="fine-tuning needs the package peft")
 pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
 
+from SAM2AssistLib.training import adapter_run, slices  # noqa: E402
 from SAM2AssistLib.training.cbdp import Pruning  # noqa: E402
+from SAM2AssistLib.training.datasets.case import read_labelled  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
 from SAM2AssistLib.training.datasets.split import split_of  # noqa: E402
 from SAM2AssistLib.training.memory_clips import Clips, Travel, clip_step  # noqa: E402
@@ -135,6 +137,18 @@ def test_with_2_5d_context_the_channels_are_the_slice_between_its_neighbours(a_f
         images = samples[SampleKey(n, 1, 0)].images[0]
         for channel, k in enumerate(neighbours):
             assert images[channel].equal(plain[SampleKey(k, 1, 0)].images[0, channel])
+
+
+def test_a_volume_within_the_budget_is_read_from_its_files_once(a_folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(slices, "read_labelled", lambda case, names: (read.append(case), read_labelled(case, names))[1])
+    samples = samples_of(a_folder)
+    for n in range(len(samples.index)):
+        samples[SampleKey(n, 1, 0)]
+    assert len(read) == 4
+    read.clear()
+    samples_of(a_folder, budget_bytes=2 * 5 * 48 * 48 * 3)[SampleKey(19, 1, 0)]
+    assert len(read) == 2 + 2 + 1  # two to be kept; two to be looked through, and one of these again
 
 
 def test_volumes_beyond_the_budget_are_read_again_and_are_the_same(a_folder):
@@ -245,7 +259,7 @@ def environment() -> dict[str, str]:
 
 def test_a_run_that_was_killed_goes_on_to_the_very_weights_of_an_unbroken_one(an_unbroken_run, a_folder, tmp_path):
     out = tmp_path / "adapter"
-    moment = int(np.random.default_rng().integers(3, 10))  # any will do; it is told if the test fails
+    moment = int(np.random.default_rng().integers(3, 8))  # any will do; it is told if the test fails
     with subprocess.Popen(
         script(a_folder, out, "--slow", 0.05), stdout=subprocess.PIPE, text=True, env=environment()
     ) as killed:
@@ -265,22 +279,22 @@ def test_a_run_that_was_killed_goes_on_to_the_very_weights_of_an_unbroken_one(an
 
 def test_two_processes_give_what_one_gives(a_folder, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    arguments = [str(SCRIPT), str(a_folder), str(tmp_path / "two"), "--steps", "6", "--dropout", "0"]
+    arguments = [str(SCRIPT), str(a_folder), str(tmp_path / "two"), "--steps", "4", "--dropout", "0"]
     done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr.count("a step takes") == 1  # the main process speaks for all
-    result = finetune_tiny(a_folder, tmp_path / "one", a_recipe(steps=6), dropout=0.0)
+    result = finetune_tiny(a_folder, tmp_path / "one", a_recipe(steps=4), dropout=0.0)
     assert json.loads((tmp_path / "two" / CARD_FILE).read_text())["training"]["processes"] == 2
     assert result.card["training"]["processes"] == 1
     # Sums in another order, which Adam makes larger where gradients are next to nothing.
     assert difference(tmp_path / "one", tmp_path / "two") < 0.02
-    other = finetune_tiny(a_folder, tmp_path / "other", a_recipe(steps=6, seed=2), dropout=0.0)
+    other = finetune_tiny(a_folder, tmp_path / "other", a_recipe(steps=4, seed=2), dropout=0.0)
     assert difference(tmp_path / "one", other.folder) > 0.2
 
 
 def test_accumulated_parts_give_what_a_whole_batch_gives(a_folder, tmp_path):
     for name, parts in (("one", 1), ("two", 2)):
-        finetune_tiny(a_folder, tmp_path / name, a_recipe(steps=6, accumulate=parts), dropout=0.0)
+        finetune_tiny(a_folder, tmp_path / name, a_recipe(steps=4, accumulate=parts), dropout=0.0)
     assert difference(tmp_path / "one", tmp_path / "two") < 0.02
 
 
@@ -320,25 +334,35 @@ def test_a_finished_adapter_is_not_overwritten(an_unbroken_run, a_folder):
         finetune_tiny(a_folder, an_unbroken_run[0].folder, a_recipe())
 
 
-def an_interrupted_run(a_folder, out, recipe) -> None:
+@pytest.fixture(scope="module")
+def left_after_two_steps(a_folder, tmp_path_factory):
     def stop(progress):
         if progress.step == 2:
             raise KeyboardInterrupt
 
+    out = tmp_path_factory.mktemp("interrupted") / "adapter"
     with pytest.raises(KeyboardInterrupt):
-        finetune_tiny(a_folder, out, recipe, report=stop, checkpoint_every=1)
+        finetune_tiny(a_folder, out, a_recipe(), report=stop, checkpoint_every=1)
+    return out
 
 
-def test_an_interrupted_run_with_other_settings_is_refused(a_folder, tmp_path):
-    an_interrupted_run(a_folder, tmp_path, a_recipe())
+@pytest.fixture
+def an_interrupted_run(left_after_two_steps, tmp_path, monkeypatch):
+    """A run that may be gone on with, in a folder of the test's own; how good the base is takes no part in that."""
+    monkeypatch.setattr(adapter_run._Validation, "measure", lambda *_: None)
+    return shutil.copytree(left_after_two_steps, tmp_path / "adapter")
+
+
+def test_an_interrupted_run_with_other_settings_is_refused(a_folder, an_interrupted_run):
     with pytest.raises(InputError, match="unfinished run with other settings"):
-        finetune_tiny(a_folder, tmp_path, a_recipe(learning_rate=2e-3))
+        finetune_tiny(a_folder, an_interrupted_run, a_recipe(learning_rate=2e-3))
 
 
 @pytest.mark.parametrize("part", ["images", "labels"])
-def test_an_interrupted_run_is_not_finished_on_images_or_labels_that_were_replaced(a_folder, tmp_path, part):
+def test_an_interrupted_run_is_not_finished_on_images_or_labels_that_were_replaced(
+    a_folder, an_interrupted_run, tmp_path, part
+):
     folder = shutil.copytree(a_folder, tmp_path / "data")
-    an_interrupted_run(folder, tmp_path / "adapter", a_recipe())
     (name,) = list(split_of(find_data(folder)).train)[:1]
     path = folder / part / f"{name}.nii.gz"
     image = sitk.ReadImage(str(path))
@@ -347,27 +371,26 @@ def test_an_interrupted_run_is_not_finished_on_images_or_labels_that_were_replac
     turned.CopyInformation(image)
     sitk.WriteImage(turned, str(path))
     with pytest.raises(InputError, match="unfinished run with other settings or data"):
-        finetune_tiny(folder, tmp_path / "adapter", a_recipe())
+        finetune_tiny(folder, an_interrupted_run, a_recipe())
 
 
-def test_an_interrupted_run_is_not_finished_on_another_base(a_folder, tmp_path):
-    an_interrupted_run(a_folder, tmp_path, a_recipe())
+def test_an_interrupted_run_is_not_finished_on_another_base(a_folder, an_interrupted_run):
     with pytest.raises(InputError, match="unfinished run with other settings"):
-        finetune_tiny(a_folder, tmp_path, a_recipe(), untrained_base=False)
+        finetune_tiny(a_folder, an_interrupted_run, a_recipe(), untrained_base=False)
 
 
-def test_a_damaged_checkpoint_is_refused_and_named(a_folder, tmp_path):
-    an_interrupted_run(a_folder, tmp_path, a_recipe())
-    path = tmp_path / "training" / CHECKPOINT
+def test_a_damaged_checkpoint_is_refused_and_named(a_folder, an_interrupted_run):
+    path = an_interrupted_run / "training" / CHECKPOINT
     for content in (b"", b"no checkpoint", path.read_bytes()[:-500]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"checkpoint\.pt is damaged; remove it"):
-            finetune_tiny(a_folder, tmp_path, a_recipe())
+            load_state(path.parent, "any")
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged; remove it"):
+        finetune_tiny(a_folder, an_interrupted_run, a_recipe())
 
 
-def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused_as_damaged(a_folder, tmp_path):
-    an_interrupted_run(a_folder, tmp_path, a_recipe())
-    path = tmp_path / "training" / CHECKPOINT
+def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused_as_damaged(a_folder, an_interrupted_run):
+    path = an_interrupted_run / "training" / CHECKPOINT
     whole = torch.load(path, weights_only=True)
     (name, tensor), *rest = whole["weights"].items()
     for changed in (
@@ -378,7 +401,7 @@ def test_a_checkpoint_that_lacks_weights_or_has_others_is_refused_as_damaged(a_f
     ):
         torch.save(whole | changed, path)
         with pytest.raises(ModelError, match=r"checkpoint\.pt is damaged; remove it"):
-            finetune_tiny(a_folder, tmp_path, a_recipe())
+            finetune_tiny(a_folder, an_interrupted_run, a_recipe())
 
 
 def test_a_checkpoint_that_holds_code_is_never_run(tmp_path):
@@ -467,10 +490,10 @@ def test_a_place_that_no_adapter_can_be_written_to_is_refused_before_anything_is
     assert "cannot be made" in sentence
 
 
-def test_the_command_trains_mini_and_the_engine_takes_the_adapter(a_folder, tmp_path, capfd):
+def test_the_command_trains_mini_and_the_engine_takes_the_adapter(tmp_path, capfd):
     from SAM2AssistLib.engine.loading import load_engine
 
-    out = tmp_path / "adapter"
+    a_folder, out = a_data_folder(tmp_path / "data", "abc", 3), tmp_path / "adapter"
     fast = ("--steps", 1, "--batch", 1, "--clip-share", 0, "--context", "slices")
     outcome = run(capfd, "finetune", "--data", a_folder, "--out", out, *fast, "--json")
     assert outcome.code == 0, outcome.err

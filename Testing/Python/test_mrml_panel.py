@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mrml_view import RecordingView  # noqa: E402
 from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
 
 from SAM2AssistLib.errors import InputError, OutputError  # noqa: E402
-from SAM2AssistLib.mrml import export  # noqa: E402
+from SAM2AssistLib.mrml import export, nodes  # noqa: E402
 from SAM2AssistLib.mrml.auto import AutoMode, Sources  # noqa: E402
 from SAM2AssistLib.mrml.desk import Patch  # noqa: E402
 from SAM2AssistLib.mrml.panel import Panel  # noqa: E402
@@ -125,6 +126,27 @@ def test_a_segment_that_comes_with_codes_keeps_them_and_its_color_until_it_is_re
     assert segment.GetColor() == pytest.approx((0.1, 0.2, 0.9))
     segment.SetName("spleen")
     assert segment.GetColor() != pytest.approx((0.1, 0.2, 0.9))
+
+
+def test_new_segments_have_colors_that_are_seen_on_a_ct_and_told_apart(panel: Panel) -> None:
+    node = nodes.make_segmentation(panel.scene, panel.volume_node)
+    panel.segmentation_node = node
+    segments = node.GetSegmentation()
+    panel.start_placing("point", True)
+    panel.stop_placing()
+    for name in ("mine", "yours", "liver", "theirs"):
+        nodes.add_segment(node, name)
+    colors = [segments.GetNthSegment(n).GetColor() for n in range(segments.GetNumberOfSegments())]
+    assert len(colors) == 5
+    assert min(max(color) - min(color) for color in colors) > 0.3
+    assert min(np.linalg.norm(np.subtract(a, b)) for a, b in combinations(colors, 2)) > 0.2
+
+
+def test_when_all_colors_are_taken_they_are_taken_in_turn(panel: Panel) -> None:
+    node = nodes.make_segmentation(panel.scene, panel.volume_node)
+    ids = [nodes.add_segment(node) for _ in range(2 * len(nodes.COLORS))]
+    colors = [node.GetSegmentation().GetSegment(segment_id).GetColor() for segment_id in ids]
+    assert set(colors[: len(nodes.COLORS)]) == set(colors[len(nodes.COLORS) :]) == set(nodes.COLORS)
 
 
 # ---- whose work it is
