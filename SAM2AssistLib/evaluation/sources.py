@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
-from SAM2AssistLib.io.label_map import names_file_of
+from SAM2AssistLib.io.atomic import ending_of
+from SAM2AssistLib.io.label_map import LABEL_MAP_ENDINGS, SHARED_NAMES, names_file_of, read_names
+from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 from SAM2AssistLib.prompting.support import masks_by_name
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
     from SAM2AssistLib.prompting.self_prompt import SelfPrompter
     from SAM2AssistLib.prompting.support import SupportCase
+    from SAM2AssistLib.volume import CTVolume
 
 Masks = dict[str, NDArray[np.bool_]]
 
@@ -93,7 +96,42 @@ class FromFiles(Source):
         """Read the file of a case."""
         path = self._file(case.name)
         found, ijk_to_lps = read_segmentation(path, case.volume)
+        if found:
+            _check_names(path, found, case)
+            _check_place(path, found[0].mask.shape, ijk_to_lps, case.volume)
         return masks_by_name(masks_on_grid_of(case.volume, found, ijk_to_lps))
+
+
+def _check_names(path: Path, found: Sequence[NamedMask], case: ReadCase) -> None:
+    """Refuse a label map whose names are missing or others, of which every organ would count as missed."""
+    if ending_of(path) not in (*LABEL_MAP_ENDINGS, ".nii"):
+        return
+    file = names_file_of(path)
+    names = [segment.name for segment in found] if file is None else list(read_names(file).values())
+    if not set(names) & set(case.names):
+        raise InputError(
+            f"{path} holds {_some_of(names)}, but the data name {_some_of(list(case.names))}; write what its values "
+            f"mean to {path.parent / SHARED_NAMES}."
+        )
+
+
+def _some_of(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+
+
+def _check_place(path: Path, shape_kji: tuple[int, ...], ijk_to_lps: NDArray[np.float64], volume: CTVolume) -> None:
+    """Refuse a result as large as its image that lies elsewhere: some programs lose the geometry."""
+    if shape_kji != volume.shape_kji:
+        return
+    ends = [[i, j, k, 1.0] for k in (0, shape_kji[0] - 1) for j in (0, shape_kji[1] - 1) for i in (0, shape_kji[2] - 1)]
+    own, others = (np.array(ends) @ matrix.T for matrix in (volume.ijk_to_lps, ijk_to_lps))
+    # Corners in any order, because some programs turn axes around, voxels and geometry alike.
+    apart = float(np.linalg.norm(own[:, None] - others[None], axis=2).min(1).max())
+    if apart > max(volume.spacing_ijk):
+        raise InputError(
+            f"{path} has as many voxels as its image {volume.source} but lies {apart:.0f} mm off; write results with "
+            "the geometry of the image."
+        )
 
 
 class FromBoxes(Source):

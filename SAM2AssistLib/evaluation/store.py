@@ -95,7 +95,7 @@ class Store(Generic[Record]):
             name = "/".join(path.parts[-2:])  # which a reference and a result may share
             digests[name] = digests.get(name, "") + _digest(path)
         path = self.folder / "files" / self._case_path(case).name
-        if not path.is_file():
+        if not (path.is_file() and self._case_path(case).is_file()):  # nothing was kept of a case that was refused
             write_json(path, digests)
             return
         held = _read(path)

@@ -211,7 +211,7 @@ def read_names(path: Path) -> dict[int, str]:
         if value in names:
             raise InputError(f"The label names {path} give '{names[value]}' and '{name}' the same label {value}.")
         if value > 0:  # some data sets name the background
-            names[value] = name
+            names[value] = name.strip() or name  # segments bear no blanks around their names
     return names
 
 

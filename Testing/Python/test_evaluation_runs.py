@@ -284,7 +284,7 @@ def test_predictions_whose_names_were_corrected_are_not_taken_for_those_that_wer
     predictions.mkdir()
     write_image(predictions / "one.nii.gz", ball_labels(), GRID)
     names = predictions / place
-    names.write_text(json.dumps({"Ball": 2, "Little ball": 5}))
+    names.write_text(json.dumps({"Ball": 2, "little ball": 5}))
     plan = OrganPlan(FromFiles(predictions), ("ball", "little ball"))
 
     def measured(out):
@@ -292,7 +292,7 @@ def test_predictions_whose_names_were_corrected_are_not_taken_for_those_that_wer
         list(measure_organs(find_cases(data, only=["one"]), plan, store))
         return [score.dsc for score in store.load("one").records]
 
-    assert measured("out") == [0.0, 0.0]
+    assert measured("out") == [0.0, 1.0]
     names.write_text(json.dumps(NAMES))
     with pytest.raises(InputError, match=f"results of one with another results/{place}"):
         measured("out")
@@ -318,9 +318,59 @@ def test_a_label_map_and_a_result_of_the_same_folder_name_are_both_held_to(data,
     store = Store(tmp_path / "out", SETTINGS, OrganScore)
     files = (*case.paths, predictions / "one.nii.gz")
     store.hold_to("one", files, {})
+    store.save("one", CaseResults(("ball",), ("ball",), ()))
     write_image(case.paths[1], ball_labels() * 0, GRID)
     with pytest.raises(InputError, match=r"another labels/one\.nii\.gz"):
         store.hold_to("one", files, {})
+
+
+def test_a_case_that_was_refused_is_measured_once_it_is_put_right(data, tmp_path):
+    labels = tmp_path / "data" / "labels.json"
+    plan = OrganPlan(FromFiles(data / "labels"), ("ball",))
+    store = Store(tmp_path / "out", SETTINGS, OrganScore)
+    labels.write_text(json.dumps({"ball": 2}))
+    with pytest.raises(InputError, match="the value 5, which is the label of no structure"):
+        list(measure_organs(find_cases(data, only=["one"]), plan, store))
+    labels.write_text(json.dumps(NAMES))
+    list(measure_organs(find_cases(data, only=["one"]), plan, store))
+    assert [score.dsc for score in store.load("one").records] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(None, "label_2, label_5"), ({"Ball": 2, "Little ball": 5}, "Ball, Little ball")]
+)
+def test_a_label_map_that_names_nothing_of_the_data_is_refused_and_not_scored_as_missed(data, tmp_path, names, told):
+    (case, _) = (found.read() for found in find_cases(data))
+    write_image(tmp_path / "one.nii.gz", ball_labels(), GRID)
+    if names:
+        (tmp_path / "labels.json").write_text(json.dumps(names))
+    with pytest.raises(InputError, match=f"holds {told}, but the data name ball, little ball; write what"):
+        FromFiles(tmp_path).segment(case, tuple(NAMES), 0)
+
+
+def test_a_result_that_found_nothing_is_scored_whether_it_has_names_or_not(data, tmp_path):
+    (case, _) = (found.read() for found in find_cases(data))
+    write_image(tmp_path / "one.nii.gz", ball_labels() * 0, GRID)
+    assert FromFiles(tmp_path).segment(case, tuple(NAMES), 0) == {}
+
+
+def test_a_result_that_lost_the_place_of_its_image_is_refused_and_one_with_turned_axes_is_not(data, tmp_path):
+    (case, _) = (found.read() for found in find_cases(data))
+    (tmp_path / "labels.json").write_text(json.dumps(NAMES))
+    write_image(tmp_path / "one.nii.gz", ball_labels(), np.diag([1.5, 1.5, 4.0, 1.0]))
+    with pytest.raises(InputError, match=r"as many voxels as its image .* but lies \d+ mm off"):
+        FromFiles(tmp_path).segment(case, tuple(NAMES), 0)
+    turned = GRID @ np.array([[-1, 0, 0, 63], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    write_image(tmp_path / "one.nii.gz", ball_labels()[:, :, ::-1], turned)
+    masks = FromFiles(tmp_path).segment(case, tuple(NAMES), 0)
+    np.testing.assert_array_equal(masks["ball"], case.reference("ball"))
+
+
+def test_blanks_around_a_name_do_not_make_another_structure_of_it(data, tmp_path):
+    (data / "labels.json").write_text(json.dumps({"ball ": 2, "little ball": 5}))
+    (case, _) = (found.read() for found in find_cases(data))
+    masks = FromFiles(data / "labels").segment(case, tuple(case.names), 0)
+    assert set(masks) == set(case.names)
 
 
 def test_an_adapter_is_known_by_its_heads_too(data, tmp_path):
