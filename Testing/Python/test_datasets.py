@@ -151,18 +151,52 @@ def test_a_decathlon_file_that_is_listed_and_missing_is_named(tmp_path):
         find_data(tmp_path)
 
 
-def test_totalsegmentator_merges_its_masks_and_takes_its_split(tmp_path):
+META = "image_id;age;split\ns0001;50;train\ns0002;;val\ns0003;61;test\ns0004;61;test\n"
+
+
+def totalsegmentator(root: Path, meta: bytes = META.encode()) -> Path:
     for name in ("s0001", "s0002", "s0003"):
-        a_ct(tmp_path / name / "ct.nii.gz")
+        a_ct(root / name / "ct.nii.gz")
         for structure, value in (("liver", 5), ("spleen", 2)):
             mask = (labels_with(5, 2) == value).astype(np.uint8)
-            write(tmp_path / name / "segmentations" / f"{structure}.nii.gz", mask)
-    (tmp_path / "meta.csv").write_text("image_id;age;split\ns0001;50;train\ns0002;;val\ns0003;61;test\ns0004;61;test\n")
-    data = find_data(tmp_path)
+            write(root / name / "segmentations" / f"{structure}.nii.gz", mask)
+    (root / "meta.csv").write_bytes(meta)
+    return root
+
+
+def test_totalsegmentator_merges_its_masks_and_takes_its_split(tmp_path):
+    data = find_data(totalsegmentator(tmp_path))
     assert (data.layout, data.names) == ("TotalSegmentator", {"liver": 1, "spleen": 2})
     assert np.array_equal(mask_of(data, "s0002", "spleen"), labels_with(5, 2) == 2)
     split = split_of(data)
     assert (split.train, split.val, split.test) == (("s0001",), ("s0002",), ("s0003",))
+
+
+@pytest.mark.parametrize("meta", [META.replace(";", ","), META.replace("50", "Köln")], ids=["commas", "latin-1"])
+def test_the_test_set_of_totalsegmentator_stays_out_of_training_as_spreadsheets_save_its_table_too(tmp_path, meta):
+    split = split_of(find_data(totalsegmentator(tmp_path, meta.encode("latin-1"))))
+    assert (split.train, split.val, split.test) == (("s0001",), ("s0002",), ("s0003",))
+
+
+def test_a_table_of_totalsegmentator_that_says_nothing_of_its_cases_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"meta\.csv has no column image_id"):
+        find_data(totalsegmentator(tmp_path, META.encode("utf-16")))
+
+
+def test_a_mask_with_several_values_per_voxel_is_refused_by_file(tmp_path):
+    data = find_data(totalsegmentator(tmp_path))
+    path = tmp_path / "s0001" / "segmentations" / "liver.nii.gz"
+    sitk.WriteImage(sitk.Compose([sitk.ReadImage(str(path))] * 3), str(path))
+    with pytest.raises(InputError, match=r"liver\.nii\.gz has several values per voxel"):
+        read_labelled(data.case("s0001"), data.names)
+
+
+def test_a_data_folder_that_is_one_case_is_called_as_the_folder(tmp_path):
+    folder = tmp_path / "sts_001"
+    a_ct(folder / "image.nii.gz")
+    write(folder / "label.nii.gz", labels_with(5, 2))
+    (folder / "labels.json").write_text('{"liver": 5, "spleen": 2}')
+    assert [case.name for case in find_data(folder).cases] == ["sts_001"]
 
 
 def test_a_folder_of_no_known_layout_is_refused(tmp_path):
@@ -197,6 +231,13 @@ def test_a_value_that_no_name_has_is_refused_by_file(tmp_path):
     data = find_data(a_plain_folder(tmp_path))
     write(tmp_path / "labels" / "a.nii.gz", labels_with(5, 9))
     with pytest.raises(InputError, match=r"a\.nii\.gz has the value 9, which is the label of no structure"):
+        read_labelled(data.case("a"), data.names)
+
+
+def test_a_value_below_0_is_refused_without_asking_for_a_name_that_it_cannot_have(tmp_path):
+    data = find_data(a_plain_folder(tmp_path))
+    write(tmp_path / "labels" / "a.nii.gz", labels_with(5, 2).astype(np.int16) - 1)
+    with pytest.raises(InputError, match=r"a\.nii\.gz has the value -1, but labels are above 0"):
         read_labelled(data.case("a"), data.names)
 
 
@@ -235,6 +276,12 @@ def test_the_file_decides_and_what_is_for_testing_never_trains(tmp_path):
     (tmp_path / "splits.json").write_text('{"train": ["a"], "val": ["b"], "test": ["c", "elsewhere"]}')
     split = split_of(data)
     assert (split.train, split.val, split.test, split.source) == (("a",), ("b",), ("c",), "splits.json")
+
+
+def test_a_case_that_a_split_names_twice_counts_once(tmp_path):
+    data = find_data(a_plain_folder(tmp_path))
+    (tmp_path / "splits.json").write_text('{"train": ["a", "a", "b"], "val": ["c"]}')
+    assert split_of(data).train == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ def read_labelled(case: Case, names: Mapping[str, int]) -> LabelledCT:
 
 def _array_on_grid(path: Path, volume: CTVolume) -> NDArray[np.generic]:
     image = read_label_image(path)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(f"{path} has several values per voxel, so it is no label map.")
     shape = image.GetSize()[::-1]
     if shape != volume.array.shape:
         raise InputError(
@@ -189,11 +191,11 @@ def _array_on_grid(path: Path, volume: CTVolume) -> NDArray[np.generic]:
 
 
 def _translate(values: NDArray[np.generic], case: Case, names: Mapping[str, int], labels: NDArray[np.uint8]) -> None:
-    if not np.issubdtype(values.dtype, np.integer) or values.ndim != 3:
-        raise InputError(f"{case.label_map} has several values per voxel, so it is no label map.")
     for value in np.unique(values).tolist():
         if value == 0:
             continue
+        if value < 0:
+            raise InputError(f"{case.label_map} has the value {value}, but labels are above 0; set its voxels to 0.")
         if value not in case.values:
             raise InputError(
                 f"{case.label_map} has the value {value}, which is the label of no structure; add it to labels.json."

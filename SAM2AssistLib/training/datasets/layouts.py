@@ -16,6 +16,7 @@ Structures are called as TotalSegmentator calls them, so that adapters of severa
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -94,9 +95,9 @@ def _case_folders(root: Path) -> DataSet | None:
             raise InputError(f"{folder} has a label.nii.gz but no image.nii.gz; put the image beside it.")
         if not (folder / "labels.json").is_file():
             raise InputError(f"{folder} has a label.nii.gz but no labels.json; add the names of its values.")
-        cases.append(
-            Case(str(folder.relative_to(root)), folder / "image.nii.gz", label, read_names(folder / "labels.json"))
-        )
+        # As splits.json names it on every system; a data folder that is a case itself is called as it is.
+        name = root.resolve().name if folder == root else folder.relative_to(root).as_posix()
+        cases.append(Case(name, folder / "image.nii.gz", label, read_names(folder / "labels.json")))
     return DataSet("case folders", root, _sorted(cases)) if cases else None
 
 
@@ -193,11 +194,15 @@ def _totalsegmentator_split(path: Path, cases: Iterable[Case]) -> dict[str, tupl
         return {}
     here = {case.name for case in cases}
     split: dict[str, tuple[str, ...]] = {"train": (), "val": (), "test": ()}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file, delimiter=";"):
-            name, part = row.get("image_id"), row.get("split")
-            if part in split and name in here:
-                split[part] += (str(name),)
+    text = path.read_text(encoding="utf-8-sig", errors="replace")  # of other columns than those that count here
+    heading = text.partition("\n")[0]
+    if "image_id" not in heading:
+        raise InputError(f"{path} has no column image_id, so it does not say what is for testing; fetch it again.")
+    # Spreadsheets save it with commas.
+    for row in csv.DictReader(io.StringIO(text), delimiter=";" if ";" in heading else ","):
+        name, part = row.get("image_id"), row.get("split")
+        if part in split and name in here:
+            split[part] += (str(name),)
     return split if split["train"] else {}
 
 

@@ -68,7 +68,7 @@ def split_of(data: DataSet, file: Path | None = None) -> Split:
 def _read(path: Path, data: DataSet) -> dict[str, tuple[str, ...]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        parts = {part: tuple(map(str, content.get(part, ()))) for part in ("train", "val", "test")}
+        parts = {part: tuple(dict.fromkeys(map(str, content.get(part, ())))) for part in ("train", "val", "test")}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f'{path} is no split; write it as {{"train": [...], "val": [...], "test": [...]}}.') from error
     known = {case.name for case in data.cases}
