@@ -224,7 +224,8 @@ class _Validation:
                 regions = Regions(batch.images[:, 0], batch.masks[0], batch.owner, batch.weights, batch.keys)
                 outcome = phpg_step(model, head, regions, VALIDATION_PROMPTING, 2, drawn_prompts=spec.dense_prompts)
                 for name, value in outcome.dice.items():
-                    totals.setdefault(name, []).append(float(value))
+                    if bool(value.isfinite()):  # it is not where nothing is left of a speck on the grid of the losses
+                        totals.setdefault(name, []).append(float(value))
         return {name: round(float(np.mean(values)), 4) for name, values in totals.items()}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from SAM2AssistLib.engine.heads import Decoded
+from SAM2AssistLib.training.slices import LEAST_PIXELS
 
 LOSS_GRID = 128
 """At least; a finer decoder is judged at its own resolution."""
@@ -49,7 +50,7 @@ def row_losses(decoded: Decoded, masks: Tensor) -> RowLosses:
     """
     size = max(LOSS_GRID, decoded.logits.shape[-1])
     logits = F.interpolate(decoded.logits.float(), size=(size, size), mode="bilinear", align_corners=False)
-    truth = (F.interpolate(masks[:, None].float(), size=(size, size), mode="area") > 0.5).float()
+    truth = _on_grid(masks, size).float()
     present = truth.flatten(1).any(1)
     focal = FOCAL_WEIGHT * _focal(logits, truth).flatten(1).mean(1)
     soft_dice = _dice(logits, truth).flatten(1).mean(1)
@@ -64,6 +65,18 @@ def row_losses(decoded: Decoded, masks: Tensor) -> RowLosses:
     # Where the object has ended its mask is told to vanish, and the score to say so.
     presence = F.binary_cross_entropy_with_logits(decoded.object_score[:, 0].float(), present.float(), reduction="none")
     return RowLosses(torch.where(present, whole, focal) + presence, dice, score)
+
+
+def _on_grid(masks: Tensor, size: int) -> Tensor:
+    """Return which cells of a grid are more than half of an object, (N, 1, size, size) bool.
+
+    A vessel of one pixel is no more than half of any cell. It is there all the same, so its fullest cells are taken.
+    """
+    share = F.interpolate(masks[:, None].float(), size=(size, size), mode="area")
+    truth = share > 0.5
+    too_thin = ~truth.flatten(1).any(1) & (masks.flatten(1).sum(1) >= LEAST_PIXELS)
+    fullest = share >= share.amax((1, 2, 3), keepdim=True)
+    return truth | (fullest & too_thin[:, None, None, None])
 
 
 def competition(logits: Tensor, masks: Tensor, groups: Tensor) -> Tensor:

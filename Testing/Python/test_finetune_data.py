@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from finetune_scenes import SPEC, a_data_folder, a_recipe, finetune_tiny
+from training_scenes import a_tiny_sam2
 
 pytest.importorskip("peft", reason="fine-tuning needs the package peft")
 pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
 
 from SAM2AssistLib.engine.adapter import CARD_FILE  # noqa: E402
 from SAM2AssistLib.engine.appearance import ONE_WINDOW  # noqa: E402
+from SAM2AssistLib.training import adapter_run  # noqa: E402
 from SAM2AssistLib.training.adapter_run import _training_samples  # noqa: E402
 from SAM2AssistLib.training.behaviours import BEHAVIOURS, Draws, first_prompts  # noqa: E402
 from SAM2AssistLib.training.datasets.case import LabelledCT  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
 from SAM2AssistLib.training.datasets.split import split_of  # noqa: E402
+from SAM2AssistLib.training.phpg import Outcome  # noqa: E402
 from SAM2AssistLib.training.slices import Appearance, CaseStore, SampleKey, SliceSamples  # noqa: E402
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume  # noqa: E402
 
@@ -91,6 +95,16 @@ def test_where_no_validation_case_shows_a_chosen_class_training_goes_without_and
     assert told[0].split.val == ()
     assert card["data"]["cases"]["val"] == []
     assert card["data"]["split"] == "splits.json, whose validation cases show none of the structures"
+
+
+def test_a_validation_slice_of_a_speck_without_a_dice_leaves_the_mean_of_the_others(monkeypatch, tmp_path):
+    data = find_data(a_data_folder(tmp_path, "abc"))
+    found = iter([math.nan, *[0.5] * 9])
+    monkeypatch.setattr(
+        adapter_run, "phpg_step", lambda *_, **__: Outcome(*[None] * 2, {"first": torch.tensor(next(found))}, 0, None)
+    )
+    validation = adapter_run._Validation(data, split_of(data), {"liver": 5}, SPEC, a_recipe())
+    assert validation.measure(a_tiny_sam2(monkeypatch), SPEC) == {"first": 0.5}
 
 
 def test_classes_that_were_not_chosen_are_not_trained_from_real_data_because_phantoms_have_them(tmp_path):

@@ -274,6 +274,19 @@ def test_a_right_mask_costs_less_than_a_wrong_one_and_an_absent_object_has_no_di
     assert bool(result.score[2].isnan())
 
 
+@pytest.mark.parametrize("dy", [0, 1], ids=["level", "slanting"])
+def test_a_vessel_of_one_pixel_is_taught_as_there_though_it_is_half_a_cell_of_the_losses_at_most(dy):
+    masks = torch.zeros(2, 256, 256, dtype=torch.bool)
+    for n in range(30):
+        masks[0, 101 + dy * n, 60 + n] = True
+    masks[1, 101, 60] = True
+    result = row_losses(decoded_of(torch.full((2, 1, 64, 64), -4.0), -8.0), masks)
+    assert float(result.dice[0]) == 0.0
+    assert bool(result.score[0].isfinite())
+    assert float(result.loss[0]) > 8
+    assert bool(result.dice[1].isnan())  # a single pixel is nothing to learn from
+
+
 def test_an_object_that_has_ended_is_cheap_only_if_mask_and_score_say_so():
     nothing = torch.zeros(1, S, S, dtype=torch.bool)
     quiet = row_losses(decoded_of(logits_of(nothing), -8.0), nothing).loss
