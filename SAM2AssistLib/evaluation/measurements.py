@@ -88,7 +88,7 @@ class Request:
             "data": self.data.resolve().name,
             "model": None if files else self.model,
             "weights": None if files else _digest(model_store.weights_path(find_model(self.model))),
-            "adapter": None if self.adapter is None else self.adapter.name,
+            "adapter": None if self.adapter is None else self.adapter.resolve().name,
             "adapter_weights": None if self.adapter is None else _digest_of_all(self.adapter),
             "clicks": self.corrections,
             "seeds": self.repetitions,

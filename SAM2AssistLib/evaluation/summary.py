@@ -49,6 +49,8 @@ def of_method(trials: Sequence[Trial]) -> dict[str, Any]:
     """Summarise the trials of one method over structures, each counting alike."""
     steps = len(trials[0].dsc)
     shown = [t.slice_dsc for t in trials if t.slice_dsc is not None]
+    # Where nothing was wrong any more no click was made, and none was waited for.
+    clicked = [s for t in trials for s in t.seconds[1 : 1 + len(t.clicks)]]
     return {
         "trials": len(trials),
         "slice_dsc": Spread.of(shown).__dict__ if shown else None,
@@ -59,7 +61,7 @@ def of_method(trials: Sequence[Trial]) -> dict[str, Any]:
         "dsc_auc": round(float(np.mean([area_under_steps(t.dsc) for t in trials])), 4),
         "nsd_auc": round(float(np.mean([area_under_steps(t.nsd) for t in trials])), 4),
         "seconds_first": Spread.of([t.seconds[0] for t in trials]).__dict__,
-        "seconds_click": Spread.of([s for t in trials for s in t.seconds[1:]] or [0.0]).__dict__,
+        "seconds_click": Spread.of(clicked or [0.0]).__dict__,
         "over_90_s": sum(sum(t.seconds) > CHALLENGE_SECONDS for t in trials),
     }
 

@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def write_csv(path: Path, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file, whole or not at all; what is None is left empty."""
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")  # which a text file turns into that of its system
     writer.writerow(heads)
     writer.writerows(rows)
     with atomic_path(path) as part:
