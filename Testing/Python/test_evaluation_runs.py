@@ -143,6 +143,11 @@ def test_the_challenges_area_leaves_the_box_out_and_is_four_at_most():
     assert area_under_steps((0.9, 0.0, 0.5, 0.5, 0.5, 1.0)) == pytest.approx(0.25 + 0.5 + 0.5 + 0.75)
 
 
+def test_the_area_needs_nothing_that_came_with_numpy_2(monkeypatch):
+    monkeypatch.delattr(np, "trapezoid", raising=False)
+    assert [area_under_steps(scores) for scores in ([0.9], [0.9, 0.5], [0.9, 0.5, 1.0])] == [0.0, 0.0, 0.75]
+
+
 def test_the_challenge_averages_classes_before_cases_and_drops_the_nsd_of_a_poor_case():
     trials = [
         a_trial((0.9,) * 6, case="a", structure="liver"),
