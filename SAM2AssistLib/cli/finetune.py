@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from SAM2AssistLib.cli.arguments import AsJson, Device, Model
-from SAM2AssistLib.cli.console import SECONDS_BETWEEN_LINES, print_json, say, stderr, stdout
+from SAM2AssistLib.cli.console import SECONDS_BETWEEN_LINES, print_json, say, stderr, stdout, tell
 from SAM2AssistLib.cli.segment import check_model, parse_window
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.errors import Cancelled, InputError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from SAM2AssistLib.training.adapter_run import Plan, Result
     from SAM2AssistLib.training.finetune import Progress as RunProgress
     from SAM2AssistLib.training.recipe import FineTuneRecipe
+
+MOST_NOTES = 3
+"""On images, before a run; what is wrong with one of a data set mostly is with all."""
 
 
 def finetune(
@@ -133,6 +136,9 @@ def _check_installed(package: str) -> None:
 
 def _announce(plan: Plan, recipe: FineTuneRecipe) -> None:
     """Say what is about to happen, before it does."""
+    tell(plan.notes[:MOST_NOTES])
+    if len(plan.notes) > MOST_NOTES:
+        say(f"Note: There are {len(plan.notes) - MOST_NOTES} more such notes on other images.")
     split = plan.split
     say(
         f"{plan.data.layout}: {len(split.train)} cases to train on, {len(split.val)} for validation, {len(split.test)} "

@@ -55,6 +55,7 @@ class Plan:
     data_bytes : of the volumes held in memory; peak_bytes : measured on one step (of the process; on CUDA of the
         device); 0 where the system does not tell.
     done : optimiser steps of an interrupted run that goes on.
+    notes : what the user should know of the images, a sentence each.
     """
 
     data: DataSet
@@ -67,6 +68,7 @@ class Plan:
     data_bytes: int
     peak_bytes: int
     done: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ def _plan(data: DataSet, split: Split, names: dict[str, int], tuner: FineTuner) 
         data_bytes=tuner.store.bytes_held,
         peak_bytes=tuner.probe(),
         done=tuner.position.step,
+        notes=tuple(tuner.store.notes),
     )
 
 

@@ -127,6 +127,10 @@ class CaseStore:
     made : volumes that are in memory already, such as phantoms; their places follow those of the cases. They may show
         other structures besides.
     budget_bytes : of memory for volumes from files.
+
+    Attributes
+    ----------
+    notes : what the user should know of the images, a sentence each.
     """
 
     def __init__(
@@ -151,11 +155,13 @@ class CaseStore:
         # One pass over all volumes, which also finds what does not fit together.
         self.pixels: list[NDArray[np.int64]] = []
         self.checksums: list[int] = []
+        self.notes: list[str] = []
         for place in range(len(self)):
             volume = self[place]
             self.pixels.append(volume.pixels())
             # What was made follows from the settings; files may be replaced by others of the same name.
             self.checksums += [volume.checksum] if place < self._files else []
+            self.notes += volume.volume.warnings
 
     def __len__(self) -> int:
         return self._files + len(self.made)

@@ -15,6 +15,7 @@ from training_scenes import a_tiny_sam2
 pytest.importorskip("peft", reason="fine-tuning needs the package peft")
 pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
 
+from SAM2AssistLib.cli import finetune  # noqa: E402
 from SAM2AssistLib.engine.adapter import CARD_FILE  # noqa: E402
 from SAM2AssistLib.engine.appearance import ONE_WINDOW  # noqa: E402
 from SAM2AssistLib.training import adapter_run  # noqa: E402
@@ -22,7 +23,7 @@ from SAM2AssistLib.training.adapter_run import _training_samples  # noqa: E402
 from SAM2AssistLib.training.behaviours import BEHAVIOURS, Draws, first_prompts  # noqa: E402
 from SAM2AssistLib.training.datasets.case import LabelledCT  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
-from SAM2AssistLib.training.datasets.split import split_of  # noqa: E402
+from SAM2AssistLib.training.datasets.split import Split, split_of  # noqa: E402
 from SAM2AssistLib.training.phpg import Outcome  # noqa: E402
 from SAM2AssistLib.training.slices import Appearance, CaseStore, SampleKey, SliceSamples  # noqa: E402
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume  # noqa: E402
@@ -95,6 +96,19 @@ def test_where_no_validation_case_shows_a_chosen_class_training_goes_without_and
     assert told[0].split.val == ()
     assert card["data"]["cases"]["val"] == []
     assert card["data"]["split"] == "splits.json, whose validation cases show none of the structures"
+
+
+def test_images_that_do_not_look_like_hu_are_told_before_the_first_step_and_not_each_by_itself(tmp_path, capfd):
+    data = find_data(a_data_folder(tmp_path, "abcde", slices=2))
+    for path in (case.image for case in data.cases):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(sitk.Cast(sitk.RescaleIntensity(image, 0, 255), sitk.sitkUInt8), str(path))
+    store, _ = _training_samples(data, Split(tuple("abcde"), (), (), ""), data.names, SPEC, a_recipe())
+    plan = adapter_run.Plan(data, split_of(data), ("liver",), 10, 1, 1, 1, 0, 0, 0, tuple(store.notes))
+    finetune._announce(plan, a_recipe())
+    told = capfd.readouterr().err.replace("\n", " ")
+    assert told.count("does not look like CT in Hounsfield units") == 3
+    assert "Note: There are 2 more such notes on other images." in told
 
 
 def test_a_validation_slice_of_a_speck_without_a_dice_leaves_the_mean_of_the_others(monkeypatch, tmp_path):
