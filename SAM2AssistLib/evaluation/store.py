@@ -28,6 +28,9 @@ from SAM2AssistLib.io.named_mask import bounding_box
 
 Record = TypeVar("Record")
 
+LONGEST_NAME = 180
+"""Of a case or a structure in a file's name; behaviour, seed and ending come behind it."""
+
 
 @dataclass(frozen=True)
 class CaseResults(Generic[Record]):
@@ -129,7 +132,7 @@ class Store(Generic[Record]):
     def save_mask(self, case: str, key: Sequence[object], mask: NDArray[np.bool_]) -> None:
         """Keep a mask (k, j, i)."""
         path = self._mask_path(case, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         box = bounding_box(mask)
         bounds = [] if box is None else [[part.start, part.stop] for part in box]
         voxels = np.zeros((0, 0, 0), bool) if box is None else mask[box]
@@ -162,11 +165,11 @@ class Store(Generic[Record]):
         return self.record_type(**{key: _as_tuple(value) for key, value in row.items()})
 
     def _case_path(self, case: str) -> Path:
-        return self.folder / "cases" / f"{quote(case, safe='')}.json"
+        return self.folder / "cases" / f"{_file_name(case)}.json"
 
     def _mask_path(self, case: str, key: Sequence[object]) -> Path:
-        name = "_".join(quote(str(part), safe="") for part in key)
-        return self.folder / "masks" / quote(case, safe="") / f"{name}.npz"
+        name = "_".join(_file_name(str(part)) for part in key)
+        return self.folder / "masks" / _file_name(case) / f"{name}.npz"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -208,6 +211,13 @@ def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> N
 def _digest(path: Path) -> str:
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return hashlib.sha256("".join(file_sha256(part) for part in parts).encode()).hexdigest()[:16]
+
+
+def _file_name(name: str) -> str:
+    """Return a name as a part of a file's, in which most systems allow 255 bytes; a longer one ends in its digest."""
+    quoted = quote(name, safe="")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return quoted if len(quoted) <= LONGEST_NAME else f"{quoted[: LONGEST_NAME - 16]}{digest}"
 
 
 def _digest_of_names(names: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from evaluation_data import a_trial, ball_labels, write_data
 
 pytest.importorskip("monai", reason="measuring needs MONAI")
 
-from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.evaluation.automatic import OrganPlan, OrganScore, measure_organs, summarise_organs
 from SAM2AssistLib.evaluation.cases import ReadCase, find_cases
 from SAM2AssistLib.evaluation.interactive import Task, Trial, User, run_trial, users
@@ -200,6 +200,21 @@ def test_a_mask_is_kept_as_it_is(tmp_path):
         kept = store.load_mask("sarcoma/one", ("tumor / left", "box", 0))
         assert np.array_equal(kept, mask)
     assert store.load_mask("sarcoma/one", ("another",)) is None
+
+
+def test_the_mask_of_a_structure_with_a_long_name_is_kept_apart_from_one_that_begins_alike(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    names = ["腫瘍" * 20 + end for end in ("", "縁")]
+    for name, mask in zip(names, np.eye(2, dtype=bool), strict=True):
+        store.save_mask(name, (name, 0), mask.reshape(1, 1, 2))
+    assert [store.load_mask(name, (name, 0)).tolist() for name in names] == [[[[True, False]]], [[[False, True]]]]
+
+
+def test_a_folder_that_masks_cannot_be_put_into_is_named(tmp_path):
+    store = Store(tmp_path, SETTINGS, Trial)
+    (tmp_path / "masks" / "one").touch()
+    with pytest.raises(OutputError, match="masks/one cannot be made"):
+        store.save_mask("one", ("ball", 0), np.ones((1, 1, 1), bool))
 
 
 def test_results_are_read_back_as_they_were(tmp_path):
