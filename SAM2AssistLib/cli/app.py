@@ -29,6 +29,7 @@ from SAM2AssistLib.cli.segment import segment
 from SAM2AssistLib.cli.support import support_app
 from SAM2AssistLib.cli.transfer import pull_command, push_command
 from SAM2AssistLib.errors import Cancelled, SAM2AssistError
+from SAM2AssistLib.io.atomic import shown
 
 EXIT_WRONG_INPUT, EXIT_CANCELLED = 2, 130
 
@@ -93,8 +94,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = EXIT_CANCELLED
     except OSError as error:
-        if error.filename is not None:
-            raise
         sentence, status = _system_sentence(error), EXIT_WRONG_INPUT
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python tries once more at its end
     # From here on all is said and done, and Ctrl-C could only add a traceback while Python shuts down.
@@ -108,8 +107,10 @@ def main() -> None:
 
 
 def _system_sentence(error: OSError) -> str:
-    """Say what has failed: telling of a result, or anything before that."""
+    """Say what has failed: a path that nobody looked at before, telling of a result, or anything before that."""
     reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error.filename, str | bytes):
+        return f"{shown(error.filename)} cannot be used ({reason}); check its name, its place and its permissions."
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if str(frame.f_globals.get("__name__")).partition(".")[0] in _TELLERS:
         # What was asked for is on the disk by the time that it is told of.

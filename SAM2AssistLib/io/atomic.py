@@ -41,7 +41,7 @@ def has_text_name(path: str | Path) -> bool:
     return True
 
 
-def shown(path: str | Path) -> str:
+def shown(path: str | bytes | Path) -> str:
     """Give a path with a mark for what of it is no text."""
     return os.fsencode(path).decode("utf-8", "replace")
 

@@ -211,6 +211,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "a folder that is missing": (["-o", "{place}/absent/result.seg.nrrd"], "does not exist"),
     "a file as folder": (["-o", "{place}/ct.nii.gz/result.seg.nrrd"], "does not exist"),
     "a folder as output": (["-o", "{place}/folder.seg.nrrd"], "is a folder"),
+    "a name that is too long": (["-o", "{place}/" + 300 * "x" + ".seg.nrrd"], "File name too long"),
     "the image as output": (["-o", "{place}/ct.nii.gz"], "is the image itself"),
     "a preview that is no PNG": (["--preview", "{place}/result.jpg"], ".png"),
     "the prompts as names of labels": (
@@ -320,6 +321,17 @@ def test_wrong_usage_is_one_sentence_that_names_the_help(
 
 def test_a_file_name_with_control_characters_stays_on_one_line(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "a b" in refused(capfd, place, *arguments(place, "a\nb\x1b.nii.gz"))
+
+
+@pytest.mark.parametrize("option", ["IMAGE", "--prompts", "--refine", "--preview", "--adapter"])
+def test_a_path_that_the_system_refuses_is_told_in_one_sentence(
+    place: Path, capfd: pytest.CaptureFixture[str], option: str
+) -> None:
+    path = place / (300 * "x" + ".png")
+    given = arguments(place, path.name) if option == "IMAGE" else [*arguments(place), option, path]
+    sentence = refused(capfd, place, *given)
+    assert path.name in sentence
+    assert "File name too long" in sentence
 
 
 @pytest.mark.parametrize(
