@@ -78,10 +78,14 @@ def check_address(url: str) -> None:
     Raises
     ------
     InputError
-        If it is no http address, or has a user or a password in it.
+        If it is no http address, has an impossible port, or has a user or a password in it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # brackets that do not match, or a port that is none; the message may quote what is hidden
+        raise InputError("The address after --dicomweb has a host or a port that cannot be; check it.") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise InputError("The address after --dicomweb has to begin with https:// or http:// and a host.")
     if parts.username or parts.password:
         raise InputError(

@@ -401,6 +401,11 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(a_ct, capfd):
     assert "hidden" not in sentence
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999/x", "http://127.0.0.1:dicom/x", "http://[::1/x"])
+def test_an_address_with_an_impossible_host_or_port_is_refused(a_ct, capfd, address):
+    assert "host or a port" in sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", address))
+
+
 def test_credentials_are_not_sent_over_http_to_another_computer(monkeypatch):
     credentials = credentials_for("pacs.example.org")
     assert "not-a-secret" not in repr(credentials)
