@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,14 @@ class SourceSeries:
         """Distance of slices in mm."""
         return float(np.linalg.norm(self.ijk_to_lps[:3, 2]))
 
+    @property
+    def series_number(self) -> int:
+        """Number of the series, 0 where the headers tell none or something else."""
+        try:
+            return int(self.first.get("SeriesNumber") or 0)
+        except (TypeError, ValueError):
+            return 0
+
 
 def read_sources(files: Sequence[Path]) -> SourceSeries:
     """Read the headers of the images of one series.
@@ -114,8 +123,11 @@ def read_sources(files: Sequence[Path]) -> SourceSeries:
     if is_enhanced(datasets[0]):
         if len(datasets) > 1:
             raise InputError("The source is several enhanced multi-frame images; give one of them.")
-        return replace(_enhanced(unique[0], datasets[0]), notes=notes)
-    return replace(_stack(unique, datasets), notes=notes)
+        found = _enhanced(unique[0], datasets[0])
+    else:
+        found = _stack(unique, datasets)
+    _drop_unreadable(found.first)
+    return replace(found, notes=notes)
 
 
 def same_grid(
@@ -191,6 +203,15 @@ def _empty_impossible(datasets: Sequence[Dataset]) -> tuple[str, ...]:
     return (f"The source images have no valid {names}, as after anonymization, so that the result has none.",)
 
 
+def _drop_unreadable(dataset: Dataset) -> None:
+    """Take out damaged elements: all that the first image says of patient and study is copied to the result."""
+    for tag in list(dataset.keys()):
+        try:
+            dataset[tag]  # parses it
+        except PARSE_ERRORS:
+            del dataset[tag]
+
+
 def _stack(paths: Sequence[Path], datasets: Sequence[Dataset]) -> SourceSeries:
     """Single-frame images in the order of their slices, with one orientation and slice distance in all of them."""
     grids: list[ImageGrid] = []
@@ -223,6 +244,7 @@ def _enhanced(path: Path, dataset: Dataset) -> SourceSeries:
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if keyword not in shared and keyword in first:
             setattr(shared, keyword, copy.deepcopy(first[keyword].value))
+    _tell_distance(shared.PixelMeasuresSequence[0], matrix)
     return SourceSeries((dataset,), tuple(order), matrix, (len(grids), int(dataset.Rows), int(dataset.Columns)))
 
 
@@ -242,8 +264,16 @@ def _sorted(grids: Sequence[ImageGrid]) -> tuple[list[int], NDArray[np.float64]]
 
 
 def _tell_distance(dataset: Dataset, matrix: NDArray[np.float64]) -> None:
-    """Set what the derived object copies: some scanners leave the thickness empty, or overlap slices without saying."""
+    """Set what the derived object copies: some scanners write no thickness, or overlap slices without saying."""
     step = round(float(np.linalg.norm(matrix[:3, 2])), 6)
-    if not dataset.get("SliceThickness"):
+    if not _is_above_zero(dataset.get("SliceThickness")):
         dataset.SliceThickness = step
     dataset.SpacingBetweenSlices = step
+
+
+def _is_above_zero(value: object) -> bool:
+    """Whether a value of an element is a number above 0: some programs write "3,0"."""
+    try:
+        return 0 < float(str(value)) < math.inf
+    except ValueError:
+        return False

@@ -236,7 +236,7 @@ def _segmentation(
                 segmentation_type=kind.value.upper(),
                 segment_descriptions=describe(masks, algorithm),
                 series_instance_uid=UID(),
-                series_number=int(sources.first.get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET,
+                series_number=sources.series_number + _SERIES_NUMBER_OFFSET,
                 sop_instance_uid=UID(),
                 instance_number=1,
                 manufacturer=PROGRAM,

@@ -205,7 +205,7 @@ def _structure_set(sources: SourceSeries, description: str, algorithm: Algorithm
         setattr(dataset, keyword, first.get(keyword, ""))
     dataset.PositionReferenceIndicator = first.get("PositionReferenceIndicator") or ""
     dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", generate_uid()
-    dataset.SeriesNumber = int(first.get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET
+    dataset.SeriesNumber = sources.series_number + _SERIES_NUMBER_OFFSET
     dataset.InstanceNumber = 1
     dataset.SeriesDescription = description
     dataset.OperatorsName = ""

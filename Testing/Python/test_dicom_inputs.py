@@ -133,6 +133,18 @@ def test_results_are_written_for_an_enhanced_image_whose_frames_share_nothing(tm
             np.testing.assert_array_equal(found.mask, expected.mask)
 
 
+def test_a_wrong_slice_distance_of_an_enhanced_image_does_not_reach_the_result(tmp_path):
+    path = an_enhanced_image(tmp_path / "enhanced", a_series(tmp_path / "ct"))
+    dataset = pydicom.dcmread(path)
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = 1.25
+    del measures.SliceThickness
+    dataset.save_as(path)
+    write_dicom_seg(tmp_path / "a.dcm", liver_and_tumor(), CTVolume.read(path))
+    told = pydicom.dcmread(tmp_path / "a.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert (told.SpacingBetweenSlices, told.SliceThickness) == pytest.approx((2.5, 2.5))
+
+
 # --------------------------------------------------------------------------------------------------- without preamble
 
 

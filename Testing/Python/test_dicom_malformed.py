@@ -12,10 +12,12 @@ import pytest
 from command_line import run, sentence_of
 from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, changed, ct_values, write_dicom_series
 from dicom_scenes import AXIAL, SHAPE_KJI, apart
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import generate_uid
 
 from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.rtstruct import write_rtstruct
+from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 from SAM2AssistLib.volume import CTVolume
 
 
@@ -249,3 +251,33 @@ def test_valid_values_are_kept_and_not_told(place):
     found = pydicom.dcmread(place / "out.dcm")
     assert (found.PatientSex, found.PatientBirthDate, found.StudyTime) == ("F", BIRTH_DATE, "120000.123")
     assert not any("valid" in note for note in notes)
+
+
+def raw(path, keyword, vr, value):
+    """Store the bytes of an element as they are, which pydicom refuses to write."""
+    dataset = pydicom.dcmread(path)
+    tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
+    dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+    dataset.save_as(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("keyword", "vr", "value"),
+    [
+        ("SliceThickness", "DS", b"3,0 "),
+        ("SeriesNumber", "IS", b"none"),
+        ("SeriesNumber", "IS", b"1\\2 "),
+        ("PregnancyStatus", "US", b"\1\0\2"),
+    ],
+    ids=lambda value: value.decode("latin-1") if isinstance(value, bytes) else value,
+)
+def test_a_damaged_value_that_decides_nothing_costs_no_result(place, keyword, vr, value):
+    for path in (place / "ct").iterdir():
+        raw(path, keyword, vr, value)
+    volume = CTVolume.read(place / "ct")
+    for write in (write_dicom_seg, write_rtstruct):
+        write(place / "out.dcm", apart(), volume)
+        found = read_segmentation(place / "out.dcm", volume)
+        for named, expected in zip(masks_on_grid_of(volume, *found), apart(), strict=True):
+            np.testing.assert_array_equal(named.mask, expected.mask)
