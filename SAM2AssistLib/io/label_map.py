@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io._raw_headers import check_complete
-from SAM2AssistLib.io.atomic import atomic_paths, ending_of
+from SAM2AssistLib.io.atomic import atomic_paths, ending_of, has_text_name
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, image_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, check_masks
 
@@ -192,13 +192,19 @@ def read_names(path: Path) -> dict[int, str]:
     Raises
     ------
     InputError
-        If it cannot be read or is not an object from name to a label value above 0, each value once.
+        If it cannot be read or is not an object from name to a label value above 0, each name and each value once.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) < len(pairs):
+            raise InputError(f"The label names {path} give one name to several labels; name each differently.")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except OSError as error:
         raise InputError(f"The label names {path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise InputError(f'The label names {path} are not JSON; write them as {{"liver": 1}}.') from error
     if not isinstance(content, dict):
         raise InputError(f"The label names {path} have to be an object from name to label value.")
@@ -208,6 +214,8 @@ def read_names(path: Path) -> dict[int, str]:
             raise InputError(
                 f"The label names {path} give '{name}' a value that is no label; use whole numbers from 1."
             )
+        if not has_text_name(name):
+            raise InputError(f"The label names {path} hold a name that is no text in UTF-8; correct that of {value}.")
         if value in names:
             raise InputError(f"The label names {path} give '{names[value]}' and '{name}' the same label {value}.")
         if value > 0:  # some data sets name the background

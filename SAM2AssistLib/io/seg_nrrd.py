@@ -22,7 +22,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its documentation uses
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io.atomic import atomic_path
+from SAM2AssistLib.io.atomic import atomic_path, has_text_name
 from SAM2AssistLib.io.itk_image import ijk_to_lps_of, read_label_image
 from SAM2AssistLib.io.named_mask import NamedMask, bounding_box, check_masks
 from SAM2AssistLib.io.terminology import Terminology, terminology_of_segment
@@ -153,15 +153,18 @@ def _segment_numbers(image: sitk.Image) -> Iterator[int]:
         number += 1
 
 
+def _field(image: sitk.Image, number: int, key: str, default: str = "") -> str:
+    """Value of a key of a segment; on Windows, older programs wrote the letters of its code page and not UTF-8."""
+    key = f"Segment{number}_{key}"
+    value: str = image.GetMetaData(key) if image.HasMetaDataKey(key) else default
+    return value if has_text_name(value) else value.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
 def _segment_of(image: sitk.Image, number: int, path: Path) -> tuple[str, int, int]:
     """Name, layer and label value of a segment; before Slicer 4.11 each had its own layer, with the value 1."""
 
-    def field(key: str, default: str) -> str:
-        key = f"Segment{number}_{key}"
-        return image.GetMetaData(key) if image.HasMetaDataKey(key) else default
-
-    name = field("Name", "") or field("ID", f"Segment_{number + 1}")
-    layer, value = field("Layer", str(number)), field("LabelValue", "1")
+    name = _field(image, number, "Name") or _field(image, number, "ID", f"Segment_{number + 1}")
+    layer, value = _field(image, number, "Layer", str(number)), _field(image, number, "LabelValue", "1")
     if not re.fullmatch(r"\d+", layer) or not re.fullmatch(r"\d+", value):
         raise InputError(f"{path.name}, segment '{name}': its layer or label value is no number, the file is damaged.")
     return name, int(layer), int(value)
@@ -169,10 +172,7 @@ def _segment_of(image: sitk.Image, number: int, path: Path) -> tuple[str, int, i
 
 def _terminology_of(image: sitk.Image, number: int, name: str) -> Terminology:
     """What a segment is and the color it is shown in, as Slicer's user has chosen."""
-    tags, color = (
-        image.GetMetaData(key) if image.HasMetaDataKey(key) else ""
-        for key in (f"Segment{number}_Tags", f"Segment{number}_Color")
-    )
+    tags, color = _field(image, number, "Tags"), _field(image, number, "Color")
     entry = next((tag.partition(":")[2] for tag in tags.split("|") if tag.startswith("TerminologyEntry:")), "")
     try:
         red, green, blue = (float(part) for part in color.split())

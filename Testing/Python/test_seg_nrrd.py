@@ -192,6 +192,17 @@ def test_keys_that_make_no_sense_are_refused(tmp_path, old, new):
         read_segmentation(path)
 
 
+def test_a_name_in_the_letters_of_windows_is_read_and_can_be_written_again(tmp_path):
+    path = tmp_path / "a.seg.nrrd"
+    write_segmentation(path, APART, AXIAL)
+    name = f"Segment0_Name:={APART[0].name}\n".encode()
+    path.write_bytes(path.read_bytes().replace(name, "Segment0_Name:=Größe\n".encode("cp1252")))
+    masks, _ = read_segmentation(path)
+    assert masks[0].name == "Größe"
+    write_segmentation(path, masks, AXIAL)
+    assert_same(read_segmentation(path)[0], masks)
+
+
 def test_the_older_format_with_one_layer_for_each_segment_is_read(tmp_path):
     """Before Slicer 4.11 there were no keys for layer and label value."""
     header = (
