@@ -174,6 +174,14 @@ def series_of_file(path: Path) -> str:
     return found.series_uid
 
 
+def ends_early(path: Path) -> bool:
+    """Whether a DICOM file was cut off: in its header, or in the pixels of an image that has to contain some."""
+    found = _header_of(path)
+    if not isinstance(found, ImageHeader):
+        return isinstance(found, DamagedFile)
+    return not found.is_complete and str(read_dicom(path).get("SOPClassUID")) in _IMAGE_CLASSES
+
+
 def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
     """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over."""
     return scan_files(sorted(entry for entry in folder.iterdir() if entry.is_file()))

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydicom.dataset import Dataset
 
 from SAM2AssistLib.errors import InputError, TransferError
-from SAM2AssistLib.io._dicom_headers import read_dicom
+from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, read_dicom
 from SAM2AssistLib.transfer.archive import Instance, RemoteSeries
 from SAM2AssistLib.transfer.credentials import check_address, check_not_in_the_clear, credentials_for, tls_files
 
@@ -69,8 +69,7 @@ class DicomWebArchive:
         with self._told("search"):
             fields = ["SeriesNumber", "SeriesDescription", "Modality", "NumberOfSeriesRelatedInstances"]
             answers = self._client.search_for_series(study_uid, fields=fields)
-            found = [Dataset.from_json(answer) for answer in answers]
-        return [_remote(study_uid, item) for item in found]
+            return [_remote(study_uid, Dataset.from_json(answer)) for answer in answers]
 
     def fetch(self, series: RemoteSeries) -> Iterator[Dataset]:
         """Give the objects of a series one by one, in the transfer syntax the server keeps them in (WADO-RS)."""
@@ -109,6 +108,7 @@ class DicomWebArchive:
         import requests
         from retrying import RetryError  # dicomweb-client asks again with it
 
+        strange = f"{self.name} gave an answer to the {what} that is not DICOMweb's."
         try:
             yield
         except RetryError as error:
@@ -123,10 +123,12 @@ class DicomWebArchive:
             raise TransferError(
                 f"The certificate of {self.name} cannot be trusted; name the authority's file in SAM2ASSIST_TLS_CA."
             ) from None
+        except requests.JSONDecodeError:
+            raise TransferError(strange) from None
         except (requests.RequestException, OSError):
             raise TransferError(f"{self.name} cannot be reached; check the address and the network.") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise TransferError(f"{self.name} gave an answer to the {what} that is not DICOMweb's.") from None
+        except (*PARSE_ERRORS, SyntaxError, RecursionError):  # of DICOM, XML and JSON
+            raise TransferError(strange) from None
 
 
 def _client(url: str, host: str) -> DICOMwebClient:

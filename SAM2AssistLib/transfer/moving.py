@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from SAM2AssistLib.errors import InputError, OutputError, TransferError
-from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, is_dicom_file, read_dicom
+from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, ends_early, is_dicom_file, read_dicom
 from SAM2AssistLib.transfer.archive import Archive, Instance, RemoteSeries, TransferStep
 
 # Servers index what they get after they have said that they got it.
@@ -41,13 +41,16 @@ def pull(archive: Archive, series: RemoteSeries, folder: str | Path) -> Iterator
     OutputError
         If the folder holds something or cannot be written.
     TransferError
-        If the server cannot be reached, refuses, or sent fewer objects than it announced.
+        If the server cannot be reached, refuses, or sent fewer objects than it announced or one that is cut off.
     """
     done = 0
     with _landing(Path(folder)) as place:
         for dataset in archive.fetch(series):
             done += 1
-            dataset.save_as(place / f"{done:05d}.dcm", enforce_file_format=True)
+            path = place / f"{done:05d}.dcm"
+            dataset.save_as(path, enforce_file_format=True)
+            if ends_early(path):  # which not every connection that closes before its end tells
+                raise TransferError(f"{archive.name} sent an object that is cut off; try again.")
             yield TransferStep(done, series.count)
         if not done or (series.count is not None and done < series.count):
             raise TransferError(f"{archive.name} sent {done} objects of {series.count or 'the series'}; try again.")
@@ -70,7 +73,7 @@ def push(archive: Archive, files: Sequence[str | Path]) -> Iterator[TransferStep
     Raises
     ------
     InputError
-        If there is nothing to send or a file is not DICOM.
+        If there is nothing to send, or a file is not DICOM or is cut off.
     TransferError
         If the server cannot be reached, refuses, or says afterwards that it does not have an object.
     """
@@ -109,6 +112,8 @@ def _instance_of(path: Path) -> Instance:
         uids = [str(header.get(word) or "") for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
     except PARSE_ERRORS:
         raise InputError(f"{path.name} is damaged: its DICOM header cannot be read.") from None
+    if ends_early(path):
+        raise InputError(f"{path.name} is truncated, so nobody could open it there; copy it again.")
     if not all(uids) or not header.get("SOPClassUID"):
         raise InputError(f"{path.name} does not say which study, series and object it is, so no server can keep it.")
     return Instance(*uids)

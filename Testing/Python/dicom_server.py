@@ -168,6 +168,29 @@ def busy_at_first(refusals: int, status: int) -> Iterator[tuple[str, list[str]]]
 
 
 @contextmanager
+def answering(body: bytes, content_type: str) -> Iterator[str]:
+    """Run a DICOMweb service that gives one answer to everything and ends it by closing; give its address."""
+
+    class Parrot(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://localhost:{server.server_port}/dicom-web"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
 def storage(
     *, certificate: tuple[Path, Path] | None = None, breaks_at: Sequence[int] = ()
 ) -> Iterator[tuple[int, list[str]]]:

@@ -19,6 +19,7 @@ from dicom_server import (
     PASSWORD,
     USER,
     Server,
+    answering,
     busy_at_first,
     free_port,
     https_without_studies,
@@ -315,6 +316,54 @@ def test_a_service_that_stays_busy_is_told(without_long_waits, capfd, tmp_path):
         sentence = sentence_of(run(capfd, "pull", "--study", "1.2.3", "-o", tmp_path / "new", "--dicomweb", address))
     assert "HTTP 503" in sentence
     assert len(asked) == 4
+
+
+MULTIPART = 'multipart/related; type="application/dicom"; boundary=XX'
+
+
+def parts(*contents):
+    """Make the body of an answer of several parts."""
+    return b"".join(b"--XX\r\nContent-Type: application/dicom\r\n\r\n" + one + b"\r\n" for one in contents) + b"--XX--"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html>Please log in</html>", "text/html"),
+        (b"\xff", "application/dicom+json"),
+        (b"[{}]", "application/dicom+json"),
+        (100_000 * b"[", "application/dicom+json"),
+    ],
+    ids=["a page", "no text", "a series without its UID", "nested too deeply"],
+)
+def test_an_answer_to_a_search_that_is_not_dicomwebs_is_told(tmp_path, capfd, body, kind):
+    with answering(body, kind) as address:
+        sentence = sentence_of(run(capfd, "pull", "--study", "1.2.3", "-o", tmp_path / "new", "--dicomweb", address))
+    assert "is not DICOMweb's" in sentence
+
+
+def test_what_is_sent_in_place_of_images_is_told_and_leaves_nothing(tmp_path):
+    series = RemoteSeries("1.2", "1.3", "1", "CT", "", None)
+    refused = pytest.raises(TransferError, match="is not DICOMweb's")
+    with answering(parts(b"no such image"), MULTIPART) as address, refused:
+        list(pull(DicomWebArchive(address), series, tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [2, None], ids=["of a known number", "of an unknown number"])
+def test_images_whose_connection_closed_before_its_end_are_no_series(tmp_path, a_ct, count):
+    series = RemoteSeries("1.2", "1.3", "1", "CT", "", count)
+    body = parts(*(path.read_bytes() for path in sorted(a_ct[0].iterdir())[:2]))
+    refused = pytest.raises(TransferError, match="cut off")
+    with answering(body[:-300], MULTIPART) as address, refused:
+        list(pull(DicomWebArchive(address), series, tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_truncated_image_is_not_pushed(a_ct, capfd):
+    path = min(a_ct[0].iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "truncated" in sentence_of(run(capfd, "push", a_ct[0], "--dicomweb", "https://pacs.example.org"))
 
 
 def test_a_server_that_loses_what_it_accepted_is_found_out(a_ct, monkeypatch):
