@@ -14,7 +14,7 @@ from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.algorithm import Algorithm
 from SAM2AssistLib.io.atomic import check_place, ending_of, is_same_file
 from SAM2AssistLib.io.dicom_kinds import SegKind, check_highdicom
-from SAM2AssistLib.io.segmentation import DICOM_ENDING, check_can_refer, read_on_grid
+from SAM2AssistLib.io.segmentation import DICOM_ENDING, check_can_refer, prompts_path_of, read_on_grid
 from SAM2AssistLib.volume import CTVolume
 
 
@@ -68,6 +68,8 @@ def export(
         else:
             notes += write_dicom_seg(output, masks, volume, algorithm=algorithm, kind=_KINDS[form])
     notes += [f"'{named.name}' is empty in the series." for named in masks if not named.mask.any()]
+    if prompts_path_of(output).exists():
+        notes.append(f"{prompts_path_of(output).name} is still that of an earlier result; it did not lead to this one.")
     tell(notes)
     if as_json:
         print_json(

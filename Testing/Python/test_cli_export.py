@@ -82,6 +82,14 @@ def test_what_lies_outside_of_the_series_is_told(place, capfd):
     assert "ml of 'liver' lie outside of the CT" in outcome.err
 
 
+def test_prompts_of_a_result_that_is_replaced_stay_and_are_told_of(place, capfd):
+    (place / "a.prompts.json").write_text("{}")
+    export = ["export", place / "made.seg.nrrd", "--dicom", place / "ct", "-o"]
+    assert "a.prompts.json is still that of an earlier result" in run(capfd, *export, place / "a.dcm").err
+    assert (place / "a.prompts.json").read_text() == "{}"
+    assert "prompts" not in run(capfd, *export, place / "b.dcm").err
+
+
 # ------------------------------------------------------------------------------------------------- segment to DICOM
 
 
