@@ -54,6 +54,8 @@ def read_label_image(path: Path) -> sitk.Image:
         raise InputError(f"The segmentation {path} cannot be read: it is damaged or in another format.") from error
     if image.GetDimension() != 3:
         raise InputError(f"The segmentation {path} has {image.GetDimension()} dimensions instead of 3.")
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(f"The image {path} holds complex numbers, so it is no label map; give a segmentation.")
     if "float" in image.GetPixelIDTypeAsString():
         return _as_whole_numbers(image, path)
     return image

@@ -376,11 +376,13 @@ def _planes(path: Path, name: str, item: Dataset, volume: CTVolume) -> list[_Pla
         if not str(contour.get("ContourGeometricType") or "").upper().startswith("CLOSED"):
             continue
         points = _coordinates(contour)
-        if points.size < 9 or points.size % 3:
+        if points.size % 3:
+            raise ValueError  # one of those that `damage_told` makes a sentence of
+        if points.size < 9:
             continue
         index_ijk = volume.index_ijk_from_lps(points.reshape(-1, 3))
         if not (np.abs(index_ijk) <= _FARTHEST).all():  # nor is a point that is no number
-            raise ValueError  # one of those that `damage_told` makes a sentence of
+            raise ValueError
         if np.ptp(index_ijk[:, 2]) > _IN_PLANE_WITHIN:
             raise InputError(
                 f"{path.name}, '{name}': a contour lies across the slices of the CT; give the CT it was drawn on."

@@ -347,6 +347,16 @@ def test_one_with_a_coordinate_that_is_no_place_is_damaged(a_structure_set, numb
         read_rtstruct(path, volume)
 
 
+def test_a_contour_with_half_a_point_is_damaged_and_not_left_out(a_structure_set):
+    path, volume = a_structure_set
+    dataset = pydicom.dcmread(path)
+    contour = dataset.ROIContourSequence[0].ContourSequence[1]
+    contour.ContourData = list(contour.ContourData)[:-1]
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="damaged"):
+        read_rtstruct(path, volume)
+
+
 def test_an_image_is_no_structure_set(a_structure_set):
     _, volume = a_structure_set
     with pytest.raises(InputError, match="no RTSTRUCT"):

@@ -210,7 +210,8 @@ def test_what_is_no_segmentation_is_refused(tmp_path):
     (tmp_path / "text.nii.gz").write_text("no image")
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, *SHAPE), np.uint8)), str(tmp_path / "four.nii.gz"))
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True), str(tmp_path / "color.mha"))
-    for name in ("text.nii.gz", "four.nii.gz", "color.mha", "missing.nii.gz", "dicom.dcm"):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros(SHAPE, np.complex64)), str(tmp_path / "complex.nrrd"))
+    for name in ("text.nii.gz", "four.nii.gz", "color.mha", "missing.nii.gz", "dicom.dcm", "complex.nrrd"):
         with pytest.raises(InputError, match=name):
             read_segmentation(tmp_path / name)
 
