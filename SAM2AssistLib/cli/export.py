@@ -82,7 +82,8 @@ def export(
             }
         )
         return
-    stdout().print(f"{output} written: {len(masks)} segments on {volume.shape_kji[0]} slices.", soft_wrap=True)
+    segments = "1 segment" if len(masks) == 1 else f"{len(masks)} segments"
+    stdout().print(f"{output} written: {segments} on {volume.shape_kji[0]} slices.", soft_wrap=True)
 
 
 def _check_paths(segmentation: Path, output: Path) -> None:

@@ -114,7 +114,7 @@ def _archive(
     if aet is None or host is None or port is None:
         raise InputError("No server is named; give --dicomweb URL, or --aet TITLE with --host HOST and --port PORT.")
     for title in (aet, own_aet):
-        if not 0 < len(title.strip()) <= 16 or "\\" in title or not title.isascii():
+        if not 0 < len(title.strip()) <= 16 or "\\" in title or not (title.isascii() and title.isprintable()):
             raise InputError(f"'{title}' is no application entity title, which has 1 to 16 plain letters.")
     from SAM2AssistLib.transfer.dimse import DimseArchive, Peer
 

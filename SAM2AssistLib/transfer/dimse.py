@@ -185,7 +185,10 @@ class DimseArchive:
             settings["tls_args"] = (client_context(tls_files()), peer.host)
         wait = _FIRST_WAIT_SECONDS
         for attempt in range(1, _ATTEMPTS + 1):
-            association = entity.associate(peer.host, peer.port, ae_title=peer.aet, **settings)
+            try:
+                association = entity.associate(peer.host, peer.port, ae_title=peer.aet, **settings)
+            except (OSError, UnicodeError):  # a host that has no address, or cannot have one
+                raise TransferError(f"{self.name} cannot be reached; check the host after --host.") from None
             if association.is_established or association.is_rejected or attempt == _ATTEMPTS:
                 break
             time.sleep(wait)

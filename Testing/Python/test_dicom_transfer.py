@@ -475,7 +475,13 @@ def test_credentials_come_from_the_keyring_where_the_environment_has_none(monkey
     assert asked == ["sam2assist:pacs.example.org"]
 
 
-@pytest.mark.parametrize("title", ["", "x" * 17, "back\\slash", "Größe"])
+@pytest.mark.parametrize("host", ["no such host", 70 * "x" + ".example.org"])
+def test_a_host_that_has_no_address_is_told(a_ct, capfd, host):
+    sentence = sentence_of(run(capfd, "push", a_ct[0], "--aet", "PACS", "--host", host, "--port", "104"))
+    assert sentence.startswith(f"{host}:104 cannot be reached")
+
+
+@pytest.mark.parametrize("title", ["", "x" * 17, "back\\slash", "Größe", "a\ttab"])
 def test_titles_that_dicom_does_not_allow_are_refused(a_ct, capfd, title):
     arguments = ["--aet", title, "--host", "127.0.0.1", "--port", "104"]
     assert "title" in sentence_of(run(capfd, "push", a_ct[0], *arguments))
