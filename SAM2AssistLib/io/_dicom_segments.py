@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
+from pydicom.uid import RE_VALID_UID
 
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.named_mask import NamedMask
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
 
-# Longest value of VR LO (PS3.5, 6.2), of which Segment Label is.
-_LABEL_LENGTH = 64
+# Longest value of VR LO (PS3.5, 6.2), of which Segment Label and Code Meaning are.
+_LO_LENGTH = 64
+
+_UID_LENGTH = 64
 
 # 16 bits for a value of 0 to 100 and of -128 to 127 (PS3.3 C.10.7.1.1).
 _CIELAB_STEPS = 65535.0
@@ -25,7 +29,7 @@ _CIELAB_STEPS = 65535.0
 
 def label_of(name: str) -> str:
     """A name as a Segment Label: a backslash would divide it, and more than 64 characters are not allowed."""
-    return name.replace("\\", "/").strip()[:_LABEL_LENGTH] or "segment"
+    return name.replace("\\", "/").strip()[:_LO_LENGTH] or "segment"
 
 
 def notes_on_labels(masks: Sequence[NamedMask]) -> list[str]:
@@ -70,7 +74,7 @@ def describe(masks: Sequence[NamedMask], algorithm: Algorithm) -> list[SegmentDe
             segmented_property_type=_dicom_code(coded.type),
             algorithm_type=algorithm.segment_algorithm_type,
             algorithm_identification=identification,
-            tracking_uid=named.tracking_uid or UID(),
+            tracking_uid=named.tracking_uid if _is_uid(named.tracking_uid) else UID(),
             tracking_id=label,
             anatomic_regions=[_dicom_code(coded.region)] if coded.region else None,
             display_color=CIELabColor.from_rgb(*(round(255 * part) for part in coded.color_rgb)),
@@ -117,13 +121,23 @@ def terminology_in(description: Dataset) -> Terminology:
 def _dicom_code(code: Code) -> CodedConcept:
     from highdicom.sr import CodedConcept
 
-    return CodedConcept(code.value, CODING_SCHEME, code.meaning)
+    return CodedConcept(code.value, CODING_SCHEME, _meaning_of(code))
 
 
 def _code_item(code: Code) -> Dataset:
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, CODING_SCHEME, code.meaning
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, CODING_SCHEME, _meaning_of(code)
     return item
+
+
+def _is_uid(text: str) -> bool:
+    """Whether a UID may be written again (PS3.5, 9.1); pydicom's own test logs one that may not."""
+    return len(text) <= _UID_LENGTH and re.fullmatch(RE_VALID_UID, text) is not None
+
+
+def _meaning_of(code: Code) -> str:
+    """Code Meaning, of type 1 and VR LO: terminologies of others have longer ones, and segmentations of others none."""
+    return code.meaning.strip()[:_LO_LENGTH].strip() or code.value
 
 
 def _code_in(holder: Dataset, keyword: str) -> Code | None:

@@ -36,7 +36,7 @@ from SAM2AssistLib.io.dicom_seg import SegKind, write_dicom_seg
 from SAM2AssistLib.io.dicom_seg_reader import read_dicom_seg
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation, write_segmentation
-from SAM2AssistLib.io.terminology import terminology_of, terminology_of_segment
+from SAM2AssistLib.io.terminology import Code, terminology_of, terminology_of_segment
 from SAM2AssistLib.volume import CTVolume
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct_liver_3slices"
@@ -261,6 +261,18 @@ def test_a_refined_segment_keeps_its_codes_color_and_tracking_id(tmp_path):
         assert one.tracking_uid == other.tracking_uid != ""
         assert (one.coded.type, one.coded.region) == (other.coded.type, other.coded.region)
         np.testing.assert_allclose(one.coded.color_rgb, other.coded.color_rgb, atol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("meaning", ["", 13 * "Liver "], ids=["no meaning", "a long meaning"])
+def test_codes_and_a_tracking_id_of_others_that_dicom_does_not_allow_cost_no_result(tmp_path, meaning):
+    volume = a_series(tmp_path / "ct")
+    codes = replace(terminology_of("liver"), type=Code("10200004", meaning))
+    write_dicom_seg(tmp_path / "a.dcm", [NamedMask("liver", apart()[0].mask, codes, "none")], volume)
+    (segment,) = pydicom.dcmread(tmp_path / "a.dcm").SegmentSequence
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
+    assert 0 < len(segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning) <= 64
+    assert segment.TrackingUID.is_valid
 
 
 def test_the_color_of_a_segment_with_codes_of_another_scheme_is_kept_and_its_name_says_what_it_is(tmp_path):
