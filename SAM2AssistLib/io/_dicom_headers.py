@@ -184,7 +184,7 @@ def ends_early(path: Path) -> bool:
 
 def scan_folder(folder: Path) -> tuple[list[ImageHeader], list[DamagedFile]]:
     """Read the headers of all DICOM images in a folder, in the order of file names; other files are passed over."""
-    return scan_files(sorted(entry for entry in folder.iterdir() if entry.is_file()))
+    return scan_files(sorted(entry for entry in folder.iterdir() if entry.is_file() or _leads_nowhere(entry)))
 
 
 def scan_files(paths: Iterable[Path]) -> tuple[list[ImageHeader], list[DamagedFile]]:
@@ -202,11 +202,19 @@ def scan_files(paths: Iterable[Path]) -> tuple[list[ImageHeader], list[DamagedFi
 
 def _is_or_should_be_dicom(path: Path) -> bool:
     """Whether a file is DICOM, or named as if it were; hidden files are left by operating systems."""
-    return is_dicom_file(path) or (path.suffix.lower() == ".dcm" and not path.name.startswith("."))
+    is_named_so = path.suffix.lower() == ".dcm" and not path.name.startswith(".")
+    return is_named_so or (path.is_file() and is_dicom_file(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether this is a link to what is not there, as of a data set that was not fetched whole."""
+    return path.is_symlink() and not path.exists()
 
 
 def _header_of(path: Path) -> ImageHeader | DamagedFile | None:
     """Read the header of one DICOM file; None if it is complete but no image."""
+    if _leads_nowhere(path):
+        return DamagedFile(path, "is a link to a file that is not there")
     if path.stat().st_size == 0:
         return DamagedFile(path, "is empty (0 bytes)")
     if not is_dicom_file(path):

@@ -372,6 +372,14 @@ def test_an_empty_dicom_file_is_refused_by_its_name(folder):
     assert "empty" in refusal(folder, names="slice_last.dcm")
 
 
+def test_a_slice_that_is_a_link_to_nothing_is_refused_by_its_name(folder):
+    last = write_dicom_series(folder, ct_values(SHAPE))[-1]
+    last.unlink()
+    last.symlink_to(folder / "not-fetched.dcm")
+    (folder / "lock").symlink_to("nobody@nowhere")
+    assert "link to a file that is not there" in refusal(folder, names=last.name)
+
+
 @pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
 def test_a_slice_that_does_not_say_where_it_lies_is_refused(folder, tag):
     files = write_dicom_series(folder, ct_values(SHAPE))
