@@ -55,7 +55,8 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
             return read_dicom_series(source.parent, series=series_of_file(source) or None, image=source)
         return read_image_file(source)
     except OSError as error:
-        raise InputError(f"{source.name} cannot be opened ({error.strerror}).") from error
+        name = Path(error.filename).name if isinstance(error.filename, str | Path) else source.name
+        raise InputError(f"{name} cannot be opened ({error.strerror}).") from error
 
 
 def read_image_file(path: Path) -> CTVolume:

@@ -372,6 +372,19 @@ def test_an_empty_dicom_file_is_refused_by_its_name(folder):
     assert "empty" in refusal(folder, names="slice_last.dcm")
 
 
+def test_a_slice_that_may_not_be_read_is_told_by_its_name(folder, monkeypatch):
+    last = write_dicom_series(folder, ct_values(SHAPE))[-1]
+    real = Path.open
+
+    def refusing(path, *arguments, **settings):
+        if path == last:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert "Permission denied" in refusal(folder, names=last.name)
+
+
 def test_a_slice_that_is_a_link_to_nothing_is_refused_by_its_name(folder):
     last = write_dicom_series(folder, ct_values(SHAPE))[-1]
     last.unlink()
