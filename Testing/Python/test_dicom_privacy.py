@@ -149,8 +149,8 @@ MISPLACED = {
         with_the_name_as(first_image(folder), "Rows", "LO"),
         CTVolume.read(folder / "ct"),
     ),
-    "series number, for a segmentation": lambda folder, volume: (
-        [with_the_name_as(path, "SeriesNumber", "LO") for path in volume.dicom_files],
+    "class of the images, for a segmentation": lambda folder, volume: (
+        [with_the_name_as(path, "SOPClassUID", "LO") for path in volume.dicom_files],
         write_dicom_seg(folder / "new.dcm", apart(), volume),
     ),
     "frames of a segmentation": lambda folder, volume: (
