@@ -17,7 +17,8 @@ from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompts import SegmentPrompts, write_prompt_file
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SARCOMAS = ("sts_005", "sts_015", "sts_025", "sts_033", "sts_041", "sts_050")
+SARCOMAS = ("sts_025", "sts_041", "sts_050")
+"""Of the test split, for time's sake; `Testing/Benchmarks/accuracy.py` takes all six."""
 LEAST_DICE = {"liver": 0.90, "spleen": 0.86, "aorta": 0.87}
 """From one box; below what was measured (0.94, 0.90, 0.91), so that a change for the worse is seen. What
 is wanted of them is 0.85, 0.85 and 0.75."""
@@ -94,7 +95,7 @@ def test_slicer_loads_the_result_with_the_cts_geometry_and_equal_voxels(an_abdom
 
 @pytest.fixture(scope="module")
 def sarcoma_dice(an_engine) -> np.ndarray:
-    """Dice of the six tumours of the test split, from one box and after each of three clicks; (6, 4)."""
+    """Dice of three tumours of the test split, from one box and after each of three clicks; (3, 4)."""
     scores = []
     for name in SARCOMAS:
         case = DATA / "ct_sarcoma" / name
