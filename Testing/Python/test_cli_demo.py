@@ -106,8 +106,8 @@ def test_auto_segment_comes_first_and_what_it_does_not_know_gets_a_box(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "DEMO_ORGANS", ("liver", "kidney_right", "pancreas"))
-    monkeypatch.setattr(demo, "DEMO_SHAPE_KJI", (27, 112, 112))
-    monkeypatch.setattr(demo, "DEMO_SPACING_IJK", (3.2, 3.2, 9.0))
+    monkeypatch.setattr(demo, "DEMO_SHAPE_KJI", (16, 96, 96))
+    monkeypatch.setattr(demo, "DEMO_SPACING_IJK", (3.7, 3.7, 15.0))
     monkeypatch.setattr(preview, "write_preview", lambda path, *_, window: path.write_text("drawn"))
     report = json.loads(run(capfd, "demo", "--out", tmp_path, "--corrections", "1", "--json").out)
     known = report["auto_segmented"]
