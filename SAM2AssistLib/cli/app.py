@@ -1,6 +1,7 @@
 """``sam2assist``: the console script.
 
-Exit codes: 0 done; 2 wrong usage or input, with one sentence on stderr; 130 cancelled with Ctrl-C.
+Exit codes: 0 done; 2 wrong usage or input, with one sentence on stderr; 130 cancelled with Ctrl-C; 143 with
+SIGTERM, which schedulers send.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import typer
 from SAM2AssistLib import __version__
 from SAM2AssistLib.cli.auto import auto
 from SAM2AssistLib.cli.bench import bench
-from SAM2AssistLib.cli.console import say
+from SAM2AssistLib.cli.console import CANCELLING, say
 from SAM2AssistLib.cli.demo import demo
 from SAM2AssistLib.cli.evaluate import evaluate
 from SAM2AssistLib.cli.export import export
@@ -31,7 +32,7 @@ from SAM2AssistLib.cli.transfer import pull_command, push_command
 from SAM2AssistLib.errors import Cancelled, SAM2AssistError
 from SAM2AssistLib.io.atomic import shown
 
-EXIT_WRONG_INPUT, EXIT_CANCELLED = 2, 130
+EXIT_WRONG_INPUT, EXIT_CANCELLED, EXIT_TERMINATED = 2, 130, 143
 
 # Nothing else of these packages is in use here that writes.
 _TELLERS = ("typer", "click", "rich", "colorama")
@@ -82,6 +83,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the console has no letters for is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    cancelled_with = EXIT_CANCELLED
+
+    def terminate(*_: object) -> None:
+        nonlocal cancelled_with
+        cancelled_with = EXIT_TERMINATED
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     sentence, status = "", 0
     try:
         status = app(prog_name="sam2assist", standalone_mode=False) or 0
@@ -96,14 +105,15 @@ def main() -> None:
     except OSError as error:
         sentence, status = _system_sentence(error), EXIT_WRONG_INPUT
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - or Python tries once more at its end
-    # From here on all is said and done, and Ctrl-C could only add a traceback while Python shuts down.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # From here on all is said and done, and a signal could only add a traceback while Python shuts down.
+    for number in CANCELLING:
+        signal.signal(number, signal.SIG_IGN)
     # Typer makes an exit status of Ctrl-C, in older versions an exception.
     if status == EXIT_CANCELLED and not sentence:
         sentence = "Cancelled; no file was left half-written."
     if sentence:
         say(sentence)
-    sys.exit(status)
+    sys.exit(cancelled_with if status == EXIT_CANCELLED else status)
 
 
 def _system_sentence(error: OSError) -> str:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 """Of progress, where stderr is a file and every line stays."""
 
+CANCELLING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a command early: of Ctrl-C, and of a scheduler."""
+
 
 def stdout() -> Console:
     """Return a console on stdout, which takes names and paths as they are."""
@@ -75,12 +78,13 @@ def working(title: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let Ctrl-C wait for nothing and do nothing: for the moment in which a cancelled command saves what it has."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let Ctrl-C and SIGTERM do nothing, for the moment in which a cancelled command saves what it has."""
+    before = [signal.signal(number, signal.SIG_IGN) for number in CANCELLING]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(CANCELLING, before, strict=True):
+            signal.signal(number, handler)
 
 
 def propagate_with_progress(session: Session) -> None:

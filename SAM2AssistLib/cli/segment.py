@@ -57,7 +57,7 @@ def segment(
     window: HUWindow = None,
     preview: Preview = None,
     keep_partial: Annotated[
-        bool, typer.Option("--keep-partial", help="On Ctrl-C, write the slices that are finished.")
+        bool, typer.Option("--keep-partial", help="On Ctrl-C or SIGTERM, write the slices that are finished.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -37,13 +37,14 @@ class Outcome:
 def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Call the entry point of the console script in this process, which is quicker by the import of torch."""
     capfd.readouterr()
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     argv = ["sam2assist", *map(str, arguments)]
     try:
         with mock.patch.object(sys, "argv", argv), warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
             main()
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     out, err = capfd.readouterr()
     return Outcome(ended.value.code, out, err)
 

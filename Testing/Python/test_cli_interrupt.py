@@ -1,4 +1,4 @@
-"""Ctrl-C: the command ends at once with exit code 130, and no file is ever half-written."""
+"""Ctrl-C and SIGTERM: the command ends at once with exit code 130 or 143, and no file is ever half-written."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from command_line import GRID, Outcome, balls, box_prompts, quiet_environment, run, write_ct, write_prompts
 from ct_files import write_image
 
+from SAM2AssistLib.cli.console import CANCELLING
 from SAM2AssistLib.engine import loading
 from SAM2AssistLib.engine.session import Session
 from SAM2AssistLib.io.segmentation import read_segmentation
@@ -176,13 +177,14 @@ def test_ctrl_c_at_any_other_time_is_one_sentence_and_no_half_file(
 
 @needs_signals
 @pytest.mark.usefixtures("engine", "ctrl_c_after_three_steps")
-def test_an_impatient_second_ctrl_c_does_not_cost_the_slices_that_were_to_be_kept(
+def test_impatient_signals_after_the_first_do_not_cost_the_slices_that_were_to_be_kept(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = os.replace
 
     def interrupted(*paths: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in CANCELLING:
+            os.kill(os.getpid(), number)
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", interrupted)
@@ -243,10 +245,10 @@ class Running:
             line = self._lines.get(timeout=300)
         assert line, "the command ended without saying so"
 
-    def interrupt(self, times: int = 1) -> Outcome:
-        """Press Ctrl-C; give how the command ended, with the rest of stderr."""
+    def interrupt(self, number: int = signal.SIGINT, times: int = 1) -> Outcome:
+        """Press Ctrl-C, or send another signal; give how the command ended, with the rest of stderr."""
         for _ in range(times):
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
         with self.process:
             self.process.wait(timeout=300)
             assert self.process.stdout is not None
@@ -269,12 +271,14 @@ def test_a_signal_during_propagation_ends_the_command_at_once_without_a_trace(a_
 
 
 @needs_signals
-@pytest.mark.parametrize("times", [1, 3])
-def test_a_signal_with_keep_partial_leaves_a_whole_file_of_what_is_finished(a_long_ct: Path, times: int) -> None:
+@pytest.mark.parametrize(("number", "times", "code"), [(signal.SIGTERM, 1, 143), (signal.SIGINT, 3, 130)])
+def test_a_signal_with_keep_partial_leaves_a_whole_file_of_what_is_finished(
+    a_long_ct: Path, number: int, times: int, code: int
+) -> None:
     command = Running(PATIENT_SCRIPT, *given(a_long_ct, "--device", "cpu", "--keep-partial"))
     command.wait_for("Propagating")
-    outcome = command.interrupt(times)
-    assert outcome.code == 130
+    outcome = command.interrupt(number, times)
+    assert outcome.code == code
     assert "Traceback" not in outcome.err
     assert outcome.err.splitlines()[-1].startswith("Cancelled")
     assert files(a_long_ct) == ["ct.nii.gz", "prompts.json", "result.seg.nrrd"]
@@ -285,11 +289,11 @@ def test_a_signal_with_keep_partial_leaves_a_whole_file_of_what_is_finished(a_lo
 
 
 @needs_signals
-def test_a_signal_while_reading_ends_the_command_at_once_too(place: Path) -> None:
+def test_a_schedulers_signal_while_reading_ends_the_command_at_once_too(place: Path) -> None:
     command = Running(STUCK_SCRIPT.format(place="volume.CTVolume.read"), *given(place))
     command.wait_for("here")
-    outcome = command.interrupt()
-    assert outcome == Outcome(130, "", "Cancelled; no file was left half-written.\n")
+    outcome = command.interrupt(signal.SIGTERM)
+    assert outcome == Outcome(143, "", "Cancelled; no file was left half-written.\n")
     assert (place / "result.seg.nrrd").read_bytes() == YESTERDAY
 
 
