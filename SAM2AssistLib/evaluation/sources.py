@@ -14,7 +14,7 @@ from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
 from SAM2AssistLib.io.atomic import ending_of
-from SAM2AssistLib.io.label_map import LABEL_MAP_ENDINGS, SHARED_NAMES, names_file_of, read_names
+from SAM2AssistLib.io.label_map import LABEL_MAP_ENDINGS, SHARED_NAMES, names_file_of, own_names_path_of, read_names
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
 from SAM2AssistLib.prompting.support import masks_by_name
@@ -103,10 +103,13 @@ class FromFiles(Source):
 
 
 def _check_names(path: Path, found: Sequence[NamedMask], case: ReadCase) -> None:
-    """Refuse a label map whose names are missing or others, of which every organ would count as missed."""
-    if ending_of(path) not in (*LABEL_MAP_ENDINGS, ".nii"):
-        return
+    """Refuse a label map whose names are missing or others, of which every organ would count as missed.
+
+    A file of its own names what was found in this case alone, and that may be nothing that the data name.
+    """
     file = names_file_of(path)
+    if ending_of(path) not in (*LABEL_MAP_ENDINGS, ".nii") or file == own_names_path_of(path):
+        return
     names = [segment.name for segment in found] if file is None else list(read_names(file).values())
     if not set(names) & set(case.names):
         raise InputError(

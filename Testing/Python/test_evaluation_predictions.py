@@ -104,6 +104,13 @@ def test_a_result_that_found_nothing_is_scored_whether_it_has_names_or_not(data,
     assert FromFiles(tmp_path).segment(case, tuple(NAMES), 0) == {}
 
 
+def test_a_result_whose_own_names_are_of_other_structures_has_missed_those_of_the_data(data, tmp_path):
+    (case, _) = (found.read() for found in find_cases(data))
+    write_image(tmp_path / "one.nii.gz", ball_labels(), GRID)
+    (tmp_path / "one.labels.json").write_text('{"lung": 2, "heart": 5}')
+    assert set(FromFiles(tmp_path).segment(case, tuple(NAMES), 0)) == {"lung", "heart"}
+
+
 def test_a_result_that_lost_the_place_of_its_image_is_refused_and_one_with_turned_axes_is_not(data, tmp_path):
     (case, _) = (found.read() for found in find_cases(data))
     (tmp_path / "labels.json").write_text(json.dumps(NAMES))
