@@ -196,9 +196,10 @@ def read_names(path: Path) -> dict[int, str]:
     """
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(dict(pairs)) < len(pairs):
+        found = {name.strip() or name: value for name, value in pairs}  # segments bear no blanks around their names
+        if len(found) < len(pairs):
             raise InputError(f"The label names {path} give one name to several labels; name each differently.")
-        return dict(pairs)
+        return found
 
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
@@ -219,7 +220,7 @@ def read_names(path: Path) -> dict[int, str]:
         if value in names:
             raise InputError(f"The label names {path} give '{names[value]}' and '{name}' the same label {value}.")
         if value > 0:  # some data sets name the background
-            names[value] = name.strip() or name  # segments bear no blanks around their names
+            names[value] = name
     return names
 
 

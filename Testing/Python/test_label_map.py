@@ -184,9 +184,9 @@ def test_a_label_without_a_name_is_named_after_its_value(tmp_path):
     "names",
     [
         "{", "[]", '{"liver": "5"}', '{"liver": -5}', '{"liver": true}', '{"liver": 5, "spleen": 5}', b"\xff",
-        '{"liver": 5, "liver": 6}', '{"\\ud83d": 5}', 100_000 * "[",
+        '{"liver": 5, "liver": 6}', '{"liver": 5, "liver ": 6}', '{"\\ud83d": 5}', 100_000 * "[",
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_names_that_are_no_names_are_refused(tmp_path, names):
     path = label_map_with_value_5(tmp_path)
