@@ -47,7 +47,7 @@ _FIRST_TAGS_WITHOUT_PREAMBLE = {
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "AcquisitionNumber",
     "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
 ]  # fmt: skip
 
 # DICOM PS3.4 B.5: what has to contain pixels. Anything else without pixels is a report, a plan or a directory.
@@ -296,7 +296,9 @@ def _has_all_pixels(file: BinaryIO, dataset: FileDataset, size: int) -> bool:
     length = struct.unpack(f"{order}I", file.read(4) if is_long_form else start[4:])[0]
     if length == _UNDEFINED_LENGTH:
         return _ends_with_delimiter(file, order, size)
-    bits = int(dataset.get("BitsAllocated") or 16) * int(dataset.get("SamplesPerPixel") or 1)
+    # Two pixels side by side may share their colors (PS3.3 C.7.6.3.1.2).
+    is_shared = str(dataset.get("PhotometricInterpretation")).endswith("_422")
+    bits = int(dataset.get("BitsAllocated") or 16) * (2 if is_shared else int(dataset.get("SamplesPerPixel") or 1))
     pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("NumberOfFrames") or 1)
     return bool(length >= pixels * bits // 8 and size - file.tell() >= length)
 

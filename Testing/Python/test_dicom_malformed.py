@@ -15,6 +15,7 @@ from dicom_scenes import AXIAL, SHAPE_KJI, apart
 from pydicom.dataelem import RawDataElement
 from pydicom.uid import generate_uid
 
+from SAM2AssistLib.io._dicom_headers import ends_early
 from SAM2AssistLib.io.dicom_seg import write_dicom_seg
 from SAM2AssistLib.io.rtstruct import write_rtstruct
 from SAM2AssistLib.io.segmentation import masks_on_grid_of, read_segmentation
@@ -281,3 +282,12 @@ def test_a_damaged_value_that_decides_nothing_costs_no_result(place, keyword, vr
         found = read_segmentation(place / "out.dcm", volume)
         for named, expected in zip(masks_on_grid_of(volume, *found), apart(), strict=True):
             np.testing.assert_array_equal(named.mask, expected.mask)
+
+
+def test_an_image_whose_pixels_share_their_colors_is_not_taken_for_cut_off(place):
+    path = min((place / "ct").iterdir())
+    screenshot = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "BitsAllocated": 8, "SamplesPerPixel": 3}
+    changed(path, **screenshot, PhotometricInterpretation="YBR_FULL_422")
+    assert not ends_early(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert ends_early(path)
