@@ -28,17 +28,16 @@ pytest.importorskip("peft", reason="fine-tuning needs the package peft")
 pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
 
 from SAM2AssistLib.training import adapter_run, slices  # noqa: E402
-from SAM2AssistLib.training.cbdp import Pruning  # noqa: E402
 from SAM2AssistLib.training.datasets.case import read_labelled  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
 from SAM2AssistLib.training.datasets.split import split_of  # noqa: E402
 from SAM2AssistLib.training.memory_clips import Clips, Travel, clip_step  # noqa: E402
 from SAM2AssistLib.training.phpg import Prompting  # noqa: E402
-from SAM2AssistLib.training.recipe import FineTuneRecipe, epochs_for, schedule_for  # noqa: E402
+from SAM2AssistLib.training.recipe import FineTuneRecipe  # noqa: E402
 from SAM2AssistLib.training.run_state import CHECKPOINT, load_state  # noqa: E402
 from SAM2AssistLib.training.slices import Appearance, CaseStore, SampleKey, SliceSamples  # noqa: E402
 from SAM2AssistLib.training.synthetic import SHAPES, phantom_ct, synthetic_ct, with_synthetic_names  # noqa: E402
-from SAM2AssistLib.training.unit import choose_step, collate  # noqa: E402
+from SAM2AssistLib.training.unit import collate  # noqa: E402
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume  # noqa: E402
 
 SCRIPT = Path(__file__).with_name("finetune_scenes.py")
@@ -432,20 +431,6 @@ def test_settings_that_make_no_sense_are_refused(wrong):
 def test_an_unknown_class_is_refused_with_those_there_are(a_folder, tmp_path):
     with pytest.raises(InputError, match="no structure 'brain'; choose from spleen, liver"):
         finetune_tiny(a_folder, tmp_path, a_recipe(), classes=("brain",))
-
-
-def test_a_long_data_set_is_seen_in_part_and_a_short_one_many_times():
-    recipe = FineTuneRecipe(steps=10, batch=2, pruning=Pruning("none"))
-    assert schedule_for(recipe, [1000] * epochs_for(recipe, 1000)).steps == 10
-    assert schedule_for(recipe, [4] * epochs_for(recipe, 4)).steps_of == (2,) * 5
-
-
-def test_a_step_decides_by_its_number_alone():
-    choices = [choose_step(1, 2, n, Prompting(), 0.5, 4, carries=True) for n in range(200)]
-    assert choices == [choose_step(1, 2, n, Prompting(), 0.5, 4, carries=True) for n in range(200)]
-    assert 60 < sum(choice.slices == 4 for choice in choices) < 140
-    assert any(choice.travel.second for choice in choices)
-    assert not any(choose_step(1, 2, n, Prompting(), 0.5, 4, carries=False).travel.carried for n in range(50))
 
 
 # The command

@@ -1,4 +1,4 @@
-"""Fine-tuning on data as they come: scattered labels, classes that a part of the data lacks, phantoms beside them."""
+"""Fine-tuning on data as they come: scattered labels, classes that some lack, phantoms beside them, few or many."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from SAM2AssistLib.engine.appearance import ONE_WINDOW  # noqa: E402
 from SAM2AssistLib.training import adapter_run  # noqa: E402
 from SAM2AssistLib.training.adapter_run import _training_samples  # noqa: E402
 from SAM2AssistLib.training.behaviours import BEHAVIOURS, Draws, first_prompts  # noqa: E402
+from SAM2AssistLib.training.cbdp import Pruning  # noqa: E402
 from SAM2AssistLib.training.datasets.case import LabelledCT  # noqa: E402
 from SAM2AssistLib.training.datasets.layouts import find_data  # noqa: E402
 from SAM2AssistLib.training.datasets.split import Split, split_of  # noqa: E402
-from SAM2AssistLib.training.phpg import Outcome  # noqa: E402
+from SAM2AssistLib.training.phpg import Outcome, Prompting  # noqa: E402
+from SAM2AssistLib.training.recipe import FineTuneRecipe, epochs_for, schedule_for  # noqa: E402
 from SAM2AssistLib.training.slices import Appearance, CaseStore, SampleKey, SliceSamples  # noqa: E402
+from SAM2AssistLib.training.unit import choose_step  # noqa: E402
 from SAM2AssistLib.volume import WINDOW_PRESETS, CTVolume  # noqa: E402
 
 
@@ -131,3 +134,17 @@ def test_classes_that_were_not_chosen_are_not_trained_from_real_data_because_pha
         label for place, labels in zip(index.cases, index.labels, strict=True) for label in labels * (place == 2)
     }
     assert len(of_phantom) > 3
+
+
+def test_a_long_data_set_is_seen_in_part_and_a_short_one_many_times():
+    recipe = FineTuneRecipe(steps=10, batch=2, pruning=Pruning("none"))
+    assert schedule_for(recipe, [1000] * epochs_for(recipe, 1000)).steps == 10
+    assert schedule_for(recipe, [4] * epochs_for(recipe, 4)).steps_of == (2,) * 5
+
+
+def test_a_step_decides_by_its_number_alone():
+    choices = [choose_step(1, 2, n, Prompting(), 0.5, 4, carries=True) for n in range(200)]
+    assert choices == [choose_step(1, 2, n, Prompting(), 0.5, 4, carries=True) for n in range(200)]
+    assert 60 < sum(choice.slices == 4 for choice in choices) < 140
+    assert any(choice.travel.second for choice in choices)
+    assert not any(choose_step(1, 2, n, Prompting(), 0.5, 4, carries=False).travel.carried for n in range(50))
