@@ -212,7 +212,7 @@ class _Validation:
                 self.samples = SliceSamples(store, index, appearance, recipe.most_regions)
 
     def measure(self, model: SAM2Base, spec: ModelSpec) -> dict[str, float] | None:
-        """Return the mean 2D Dice after a box and after two clicks more; None without validation slices."""
+        """Return the mean 2D Dice after a box and after two clicks more; None without slices that have one."""
         if self.samples is None:
             return None
         model.eval()
@@ -228,7 +228,7 @@ class _Validation:
                 for name, value in outcome.dice.items():
                     if bool(value.isfinite()):  # it is not where nothing is left of a speck on the grid of the losses
                         totals.setdefault(name, []).append(float(value))
-        return {name: round(float(np.mean(values)), 4) for name, values in totals.items()}
+        return {name: round(float(np.mean(values)), 4) for name, values in totals.items()} or None
 
 
 def _plan(data: DataSet, split: Split, names: dict[str, int], tuner: FineTuner) -> Plan:

@@ -197,7 +197,10 @@ def _totalsegmentator_split(path: Path, cases: Iterable[Case]) -> dict[str, tupl
     text = path.read_text(encoding="utf-8-sig", errors="replace")  # of other columns than those that count here
     heading = text.partition("\n")[0]
     if "image_id" not in heading:
-        raise InputError(f"{path} has no column image_id, so it does not say what is for testing; fetch it again.")
+        raise InputError(
+            f"{path} has no column image_id, so it does not say what is for testing; fetch it again, or rename it if "
+            "it is none of TotalSegmentator's."
+        )
     # Spreadsheets save it with commas.
     for row in csv.DictReader(io.StringIO(text), delimiter=";" if ";" in heading else ","):
         name, part = row.get("image_id"), row.get("split")
