@@ -177,10 +177,10 @@ def test_a_file_with_blanks_in_names_is_searched_by_names_without(
     volume, masks = balls()
     labels = masks[BALLS[0]] + np.uint8(2) * masks[BALLS[1]]
     mask = write_image(tmp_path / "label.nrrd", labels)
-    (tmp_path / "label.labels.json").write_text(json.dumps({"liver": 1, "liver ": 2}))
+    (tmp_path / "label.labels.json").write_text(json.dumps({" liver": 1, "spleen ": 2}))
     done = run(capfd, "auto", an_image, "-o", tmp_path / "out.seg.nrrd", "--support", an_image, mask, "--json")
     assert done.code == 0, done.err
-    assert [found["name"] for found in json.loads(done.out)["classes"]] == ["liver"]
+    assert [found["name"] for found in json.loads(done.out)["classes"]] == ["liver", "spleen"]
 
 
 def test_a_case_that_was_kept_with_blanks_in_names_is_listed_and_used_without(a_quick_session: Any) -> None:
