@@ -138,11 +138,11 @@ def find_cases(
         if absent and notes is not None and not only:
             notes.append(
                 f"{len(absent)} of the {len(named)} cases of the part '{part}' have no image with a reference in "
-                f"{data} and are left out: {_listed(absent)}."
+                f"{data} and are left out: {listed(absent)}."
             )
     for name in only:
         if name not in cases:
-            raise InputError(f"There is no case '{name}' with a reference in {data}; it has {_listed(cases)}.")
+            raise InputError(f"There is no case '{name}' with a reference in {data}; it has {listed(cases)}.")
     return [cases[name] for name in (dict.fromkeys(only) or cases)]
 
 
@@ -155,7 +155,7 @@ def check_structures(cases: Sequence[Case], wanted: Sequence[str]) -> None:
         Naming it.
     """
     for name in names_lacking(cases, wanted):
-        raise InputError(f"No case has a structure '{name}'; there are {_listed(cases[0].names)}.")
+        raise InputError(f"No case has a structure '{name}'; there are {listed(cases[0].names)}.")
 
 
 def names_lacking(cases: Sequence[Case], wanted: Sequence[str]) -> list[str]:
@@ -178,10 +178,11 @@ def _names_of_part(data: DataSet, part: str) -> Sequence[str]:
     names = split.get(part) if isinstance(split, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         parts = [key for key, value in split.items() if isinstance(value, list)] if isinstance(split, dict) else []
-        raise InputError(f"{path} has no part '{part}' with a list of cases; it has {_listed(parts)}.")
+        raise InputError(f"{path} has no part '{part}' with a list of cases; it has {listed(parts)}.")
     return names
 
 
-def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
-    shown = list(names)[:8]
+def listed(names: Sequence[str] | Mapping[str, object], most: int = 8) -> str:
+    """Give names for a sentence, with a mark where there are more than it shows."""
+    shown = list(names)[:most]
     return (", ".join(shown) + (", ..." if len(names) > len(shown) else "")) if shown else "none"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.evaluation.cases import Case, ReadCase
+from SAM2AssistLib.evaluation.cases import Case, ReadCase, listed
 from SAM2AssistLib.evaluation.simulated_user import box_on_middle_slice
 from SAM2AssistLib.io.atomic import ending_of
 from SAM2AssistLib.io.label_map import LABEL_MAP_ENDINGS, SHARED_NAMES, names_file_of, own_names_path_of, read_names
@@ -113,13 +113,9 @@ def _check_names(path: Path, found: Sequence[NamedMask], case: ReadCase) -> None
     names = [segment.name for segment in found] if file is None else list(read_names(file).values())
     if not set(names) & set(case.names):
         raise InputError(
-            f"{path} holds {_some_of(names)}, but the data name {_some_of(list(case.names))}; write what its values "
+            f"{path} holds {listed(names, 3)}, but the data name {listed(case.names, 3)}; write what its values "
             f"mean to {path.parent / SHARED_NAMES}."
         )
-
-
-def _some_of(names: Sequence[str]) -> str:
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _check_place(path: Path, shape_kji: tuple[int, ...], ijk_to_lps: NDArray[np.float64], volume: CTVolume) -> None:

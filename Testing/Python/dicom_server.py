@@ -24,6 +24,13 @@ STORAGE_FOLDER = "storage-of-the-archive"
 """Where the server keeps what it was sent, and its index of patients."""
 
 
+@pytest.fixture(autouse=True)
+def our_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user and password of the server, in the environment as a user has them; for files that import this."""
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_USER", USER)
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_PASSWORD", PASSWORD)
+
+
 @dataclass(frozen=True)
 class Server:
     """Where it listens, and the port to which it sends what is asked for by C-MOVE."""

@@ -15,13 +15,13 @@ from ct_files import BIRTH_DATE, PATIENT_ID, PATIENT_NAME, ct_values, write_dico
 from dicom_scenes import AXIAL, OBLIQUE, a_series, apart
 from dicom_server import (
     PASSWORD,
-    USER,
     Server,
     answering,
     busy_at_first,
     free_port,
     https_without_studies,
     orthanc,
+    our_credentials,
     self_signed,
     storage,
 )
@@ -38,6 +38,7 @@ from SAM2AssistLib.transfer.moving import pull, push
 from SAM2AssistLib.volume import CTVolume
 
 SHAPE_KJI = (8, 64, 64)
+__all__ = ["our_credentials"]
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,6 @@ def a_server(tmp_path_factory):
     """An Orthanc for all tests of this file."""
     with orthanc(tmp_path_factory.mktemp("orthanc")) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def our_credentials(monkeypatch):
-    """The user and password of the server, in the environment as a user has them."""
-    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_USER", USER)
-    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_PASSWORD", PASSWORD)
 
 
 @pytest.fixture

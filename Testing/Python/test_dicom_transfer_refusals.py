@@ -9,17 +9,13 @@ import pytest
 from command_line import run, sentence_of
 from ct_files import ct_values, write_dicom_series
 from dicom_scenes import AXIAL, SHAPE_KJI
-from dicom_server import PASSWORD, USER
+from dicom_server import our_credentials
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.transfer.archive import RemoteSeries, choose
 from SAM2AssistLib.transfer.credentials import check_not_in_the_clear, credentials_for
 
-
-@pytest.fixture(autouse=True)
-def our_credentials(monkeypatch):
-    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_USER", USER)
-    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_PASSWORD", PASSWORD)
+__all__ = ["our_credentials"]
 
 
 @pytest.fixture
