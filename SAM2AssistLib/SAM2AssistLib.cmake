@@ -86,6 +86,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/evaluation/plots.py
   SAM2AssistLib/evaluation/report.py
   SAM2AssistLib/evaluation/running.py
+  SAM2AssistLib/evaluation/seen.py
   SAM2AssistLib/evaluation/simulated_user.py
   SAM2AssistLib/evaluation/sources.py
   SAM2AssistLib/evaluation/store.py

@@ -70,14 +70,14 @@ def evaluate(
     check_model(model, adapter)
     if find_spec("monai") is None:
         raise InputError("Measuring needs MONAI, which is not installed; pip install 'sam2assist[evaluate]'.")
-    left_out: list[str] = []
-    cases = find_cases(data, part, case or (), left_out)
+    notes: list[str] = []
+    cases = find_cases(data, part, case or (), notes)
     check_structures(cases, structure or ())
-    tell(left_out)
 
     with working(f"Loading {model}"):
         from SAM2AssistLib.evaluation.measurements import Request, measurement
         from SAM2AssistLib.evaluation.peers import check_peers
+        from SAM2AssistLib.evaluation.seen import note_on
 
         request = Request(
             data=data,
@@ -99,6 +99,8 @@ def evaluate(
             device=device,
         )
         job = measurement(request, cases)
+    notes += [note_on(job.seen)] if job.seen else []
+    tell(notes)
     begun = time.perf_counter()
     try:
         with _progress() as show:
@@ -118,7 +120,7 @@ def evaluate(
         tell(["The report has no pictures because matplotlib is missing; pip install 'sam2assist[evaluate]'."])
     if as_json:
         seconds = round(time.perf_counter() - begun, 1)
-        print_json({**content, "report": str(out / "report.md"), "seconds": seconds, "warnings": left_out})
+        print_json({**content, "report": str(out / "report.md"), "seconds": seconds, "warnings": notes})
         return
     stdout().print(_table_of_methods(content) if "methods" in content else _table_of_organs(content))
     stdout().print(f"{out / 'report.md'} written.", soft_wrap=True)

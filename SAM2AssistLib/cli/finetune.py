@@ -119,7 +119,12 @@ def finetune(
                 report=report,
             )
     except KeyboardInterrupt:
-        raise Cancelled("Cancelled; the same command goes on from the last checkpoint.") from None
+        from SAM2AssistLib.training.finetune import RUN_FOLDER
+        from SAM2AssistLib.training.run_state import CHECKPOINT
+
+        if (out / RUN_FOLDER / CHECKPOINT).is_file():
+            raise Cancelled("Cancelled; the same command goes on from the last checkpoint.") from None
+        raise Cancelled("Cancelled before anything was kept; the same command begins anew.") from None
     _tell(result, as_json)
 
 

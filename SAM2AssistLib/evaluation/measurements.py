@@ -21,6 +21,7 @@ from SAM2AssistLib.evaluation.organs import PUBLISHED, Protocol
 from SAM2AssistLib.evaluation.peers import make_peers
 from SAM2AssistLib.evaluation.report import About, write_report
 from SAM2AssistLib.evaluation.running import Plan, Progress, measure
+from SAM2AssistLib.evaluation.seen import learned_from
 from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, FromFiles, Source, SupportDraws
 from SAM2AssistLib.evaluation.store import Store
 from SAM2AssistLib.prompting.self_prompt import embedded_adapter, has_head, load_self_prompter
@@ -101,6 +102,10 @@ class Request:
             "support_part": self.support_part if self.protocol == "support" else None,
         }
 
+    def seen(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        """Name those of the cases that what segments has learned from; see `learned_from`."""
+        return () if self.predictions is not None else tuple(learned_from(cases, self.model, self.adapter))
+
 
 class Interactive:
     """A measurement of `INTERACTIVE`.
@@ -113,7 +118,7 @@ class Interactive:
 
     def __init__(self, request: Request, cases: Sequence[Case]) -> None:
         self.request, self.cases = request, cases
-        self.settings = request.settings()
+        self.settings, self.seen = request.settings(), request.seen(cases)
         self.engine = _engine(request)
         self.plan = Plan(
             methods=(EngineMethod(self.engine), *make_peers(request.peers, self.engine)),
@@ -131,7 +136,7 @@ class Interactive:
 
     def write(self, *, complete: bool) -> dict[str, Any]:
         """Write the report, without pictures if it is not complete; returns what ``results.json`` sums up."""
-        about = About(self.request.protocol, self.settings, str(self.engine.model.device), complete)
+        about = About(self.request.protocol, self.settings, str(self.engine.model.device), complete, self.seen)
         content = write_report(self.store, self.cases, about, pictures=complete)
         if complete and not content["methods"]:
             raise InputError(
@@ -152,7 +157,7 @@ class WholeCases:
 
     def __init__(self, request: Request, cases: Sequence[Case]) -> None:
         self.request, self.cases = request, cases
-        self.settings = request.settings()
+        self.settings, self.seen = request.settings(), request.seen(cases)
         self.device = "none"
         protocol = PUBLISHED.get(request.protocol)
         if protocol is not None:
@@ -186,7 +191,7 @@ class WholeCases:
 
     def write(self, *, complete: bool) -> dict[str, Any]:
         """Write the report, without pictures if it is not complete; returns what ``results.json`` sums up."""
-        about = About(self.request.protocol, self.settings, self.device, complete)
+        about = About(self.request.protocol, self.settings, self.device, complete, self.seen)
         return write_organ_report(self.store, self.cases, about, self.plan, pictures=complete)
 
 

@@ -34,6 +34,7 @@ def write_organ_report(
         "settings": about.settings,
         "device": about.device,
         "complete": about.complete,
+        "seen": list(about.seen),
         "cases": [case.name for case, results in zip(cases, found, strict=True) if results is not None],
         "source": plan.source.name,
         "told": plan.source.told,

@@ -14,6 +14,7 @@ from SAM2AssistLib.evaluation import plots
 from SAM2AssistLib.evaluation.cases import Case
 from SAM2AssistLib.evaluation.interactive import Trial
 from SAM2AssistLib.evaluation.running import kept_mask
+from SAM2AssistLib.evaluation.seen import note_on
 from SAM2AssistLib.evaluation.store import Store, write_json
 from SAM2AssistLib.evaluation.summary import by_structure, summarise
 from SAM2AssistLib.evaluation.tables import number, row, rule, write_csv
@@ -56,12 +57,14 @@ class About:
     settings : all that decides the results.
     device : on which it ran.
     complete : whether all cases are in it.
+    seen : names of the cases that what segments was trained on.
     """
 
     protocol: str
     settings: dict[str, Any]
     device: str
     complete: bool
+    seen: tuple[str, ...] = ()
 
 
 def write_report(store: Store[Trial], cases: Sequence[Case], about: About, *, pictures: bool = True) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def write_report(store: Store[Trial], cases: Sequence[Case], about: About, *, pi
         "settings": about.settings,
         "device": about.device,
         "complete": about.complete,
+        "seen": list(about.seen),
         "cases": [case.name for case, results in zip(cases, found, strict=True) if results is not None],
         "methods": summarise(about.protocol, trials) if trials else {},
     }
@@ -152,6 +156,8 @@ def about_lines(content: dict[str, Any]) -> list[str]:
         )
         words.append(f"First prompts are the same for all methods; each peer gets {whose}.")
     lines = [" ".join(words), ""]
+    if content["seen"]:
+        lines += [f"**{note_on(content['seen'])}**", ""]
     if not content["complete"]:
         lines += ["**Not complete: the measurement was broken off; the same command goes on with it.**", ""]
     return lines

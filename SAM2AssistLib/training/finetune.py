@@ -115,10 +115,12 @@ class FineTuner:
         self.position = Position()
         data = [list(map(list, labels)), list(store.names.items()), store.checksums]
         self.fingerprint = recipe.fingerprint([spec.name, base_sha256, *data])
+        self._is_whole = False
+        """Whether weights, position and scores belong to one moment, from which the run can go on."""
         self._resume()
 
     def run(self, report: Callable[[Progress], None] | None = None) -> None:
-        """Train to the end.
+        """Train to the end; on Ctrl-C a checkpoint is written first, unless it came within a change of the weights.
 
         Parameters
         ----------
@@ -144,8 +146,14 @@ class FineTuner:
                         pace = (time.monotonic() - began) / (self.position.step - first_step)
                         left = self.schedule.steps - self.position.step
                         report(Progress(self.position.step, self.schedule.steps, pace * left, log.loss, log.dice))
+                self._is_whole = False
                 self.position.epoch, self.position.step_in_epoch = self.position.epoch + 1, 0
                 self._plan_scores = self.pruner.state_dict()
+        except KeyboardInterrupt:
+            # Of several processes the others may have ended, and would be waited for.
+            if self._is_whole and self.accelerator.num_processes == 1:
+                self.save()
+            raise
         finally:
             log.close()
         self.save()
@@ -240,6 +248,7 @@ class FineTuner:
         return parts
 
     def _step(self, loader: Iterator[Batch], choice: StepChoice) -> tuple[Outcome, Batch]:
+        self._is_whole = True
         # Dropout is the one thing that draws from torch's own generator, whose seeds have 64 bits.
         seed = (self.recipe.seed * 1_000_003 + self.position.step) * 64 + self.accelerator.process_index
         torch.manual_seed(seed % MOST_SEED)
@@ -259,10 +268,12 @@ class FineTuner:
             processes = self.accelerator.num_processes
             self.position.encoded += batch.images.shape[0] * batch.images.shape[1] * processes
             self.position.decoded += outcome.decodes * processes
+        self._is_whole = False
         self._update()
         self._record(found)
         self.position.step += 1
         self.position.step_in_epoch += 1
+        self._is_whole = True
         return outcome, batch
 
     def _pass(self, batch: Batch, choice: StepChoice) -> Outcome:

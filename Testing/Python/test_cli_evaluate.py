@@ -242,3 +242,15 @@ def test_support_draws_its_cases_with_several_seeds_and_gives_the_spread(capfd, 
     assert "dsc_sd" in content["summary"]["mean"]
     assert "over 2 draws" in (out / "report.md").read_text()
     assert "1 support case in each draw" in (out / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("protocol", ["cvpr25", "synapse8"])
+def test_a_case_that_the_model_was_trained_on_is_told_before_and_in_the_report(capfd, tmp_path, out, protocol):
+    data = write_data(tmp_path / "data", ("sts_001",))
+    (data / "labels.json").write_text(json.dumps({"liver": 2, "spleen": 5}))
+    outcome = measured(capfd, data, out, protocol, "--structure", "liver", "--json")
+    (warning, *_) = json.loads(outcome.out)["warnings"]
+    assert warning.startswith("This case is named among the training cases of what segments (sts_001)")
+    assert f"Note: {warning}" in outcome.err
+    assert warning in (out / "report.md").read_text()

@@ -13,6 +13,7 @@ from evaluation_data import ball_labels, write_data
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.evaluation.cases import check_structures, find_cases
+from SAM2AssistLib.evaluation.seen import learned_from
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 
@@ -92,3 +93,18 @@ def test_the_test_part_of_the_real_cts_is_six_sarcomas_and_an_abdomen():
     structures = cases["ct_upper_abdomen_20slices"].read().structures(least_voxels=500)
     assert {"liver", "spleen", "aorta"} <= set(structures)
     assert 15 < len(structures) <= 29
+
+
+def test_cases_that_an_adapter_or_its_base_was_trained_on_are_found_by_name(tmp_path):
+    cases = find_cases(write_data(tmp_path / "data", ("one", "two", "sts_001", "sts_005")))
+    assert learned_from(cases, "mini", None) == ["sts_001"]
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"cases": {"train": ["one"], "val": ["two"], "test": []}}}))
+    assert learned_from(cases, "mini", tmp_path) == ["one", "sts_001"]
+
+
+@pytest.mark.parametrize("card", ["{", "[]", '{"data": []}', '{"data": {"cases": {"train": "one"}}}', None])
+def test_a_card_that_tells_nothing_of_cases_names_none(tmp_path, card):
+    cases = find_cases(write_data(tmp_path / "data", ("one",)))
+    if card is not None:
+        (tmp_path / "card.json").write_text(card)
+    assert learned_from(cases, "sam2.1-tiny", tmp_path) == []

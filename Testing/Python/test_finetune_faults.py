@@ -1,4 +1,4 @@
-"""What goes wrong around fine-tuning without spoiling it: a log that cannot be written, and numbers of any size."""
+"""What goes wrong around fine-tuning without spoiling it: a log that cannot be written, Ctrl-C, numbers of any size."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import run
 from finetune_scenes import a_data_folder, a_recipe, finetune_tiny
 
-from SAM2AssistLib.engine.adapter import check_adapter_files
+from SAM2AssistLib.engine.adapter import WEIGHTS_FILE, check_adapter_files
 from SAM2AssistLib.errors import InputError
 
 pytest.importorskip("peft", reason="fine-tuning needs the package peft")
 pytest.importorskip("accelerate", reason="fine-tuning needs the package accelerate")
 
+from SAM2AssistLib.training.cbdp import Pruner  # noqa: E402
+from SAM2AssistLib.training.finetune import RUN_FOLDER, FineTuner  # noqa: E402
 from SAM2AssistLib.training.recipe import MOST_SEED, FineTuneRecipe  # noqa: E402
 from SAM2AssistLib.training.run_log import RunLog  # noqa: E402
+from SAM2AssistLib.training.run_state import CHECKPOINT  # noqa: E402
+from SAM2AssistLib.training.unit import TrainingUnit  # noqa: E402
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
@@ -91,6 +96,37 @@ def test_a_log_that_cannot_even_be_begun_is_said_once_and_without_a_traceback(tm
     assert threading.excepthook is hook
 
 
+@pytest.fixture(scope="module")
+def an_unbroken_run(a_folder, tmp_path_factory):
+    return finetune_tiny(a_folder, tmp_path_factory.mktemp("unbroken") / "adapter", a_recipe(steps=6)).folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "within", "kept"), [(TrainingUnit, "forward", 2), (FineTuner, "_update", 0), (Pruner, "record", 0)]
+)
+def test_ctrl_c_keeps_the_steps_that_are_done_and_none_by_halves(
+    a_folder, an_unbroken_run, tmp_path, monkeypatch, owner, within, kept
+):
+    out, done, real = tmp_path / "adapter", [], getattr(owner, within)
+
+    def then_ctrl_c(*arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    def finetune():
+        finetune_tiny(a_folder, out, a_recipe(steps=6), report=lambda progress: done.append(progress.step))
+
+    monkeypatch.setattr(owner, within, then_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        finetune()
+    assert (out / RUN_FOLDER / CHECKPOINT).is_file() == (kept > 0)
+    done.append("interrupted")
+    finetune()
+    assert done[3] == kept + 1
+    assert (out / WEIGHTS_FILE).read_bytes() == (an_unbroken_run / WEIGHTS_FILE).read_bytes()
+
+
 def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
     check_adapter_files(finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe(seed=20261122151500)).folder)
 
@@ -99,3 +135,20 @@ def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
 def test_a_seed_that_no_generator_takes_is_refused_at_once(seed):
     with pytest.raises(InputError, match=f"a seed from 0 to {MOST_SEED - 1}, but got {seed}"):
         FineTuneRecipe(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [(True, "Cancelled; the same command goes on from the last checkpoint."), (False, "the same command begins anew.")],
+)
+def test_a_run_that_is_cancelled_tells_whether_it_can_go_on(a_folder, tmp_path, monkeypatch, capfd, kept, words):
+    def cancelled(*_, **__):
+        if kept:
+            (tmp_path / "adapter" / RUN_FOLDER).mkdir(parents=True)
+            (tmp_path / "adapter" / RUN_FOLDER / CHECKPOINT).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("SAM2AssistLib.training.adapter_run.finetune_adapter", cancelled)
+    outcome = run(capfd, "finetune", "--data", a_folder, "--out", tmp_path / "adapter")
+    assert outcome.code == 130
+    assert words in outcome.err
