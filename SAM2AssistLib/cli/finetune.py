@@ -32,7 +32,7 @@ def finetune(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="images/, labels/ and labels.json; or Synapse/BTCV, FLARE22, AMOS, MSD or TotalSegmentator.",
+            help="images/, labels/ and labels.json; or Synapse/BTCV, FLARE22, AMOS, MSD, nnU-Net or TotalSegmentator.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="ADAPTER", help="Folder for the adapter; made if missing.")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,57 @@ def test_a_decathlon_file_that_is_listed_and_missing_is_named(tmp_path):
         find_data(tmp_path)
 
 
+def an_nnunet_data_set(root: Path, channels=("CT",), labels=("liver", "liver tumour"), **more) -> Path:
+    for part, name in (("Tr", "case_1"), ("Tr", "case_2"), ("Ts", "case_3")):
+        a_ct(root / f"images{part}" / f"{name}_0000.nii.gz")
+        write(root / f"labels{part}" / f"{name}.nii.gz", labels_with(1, 2))
+    a_ct(root / "imagesTs" / "without_reference_0000.nii.gz")
+    named = {"background": 0, **{name: value for value, name in enumerate(labels, 1)}, **more}
+    content = {"channel_names": dict(enumerate(channels)), "labels": named, "numTraining": 2, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_a_data_set_of_nnunet_is_read_and_its_test_cases_stay_out_of_training(tmp_path):
+    data = find_data(an_nnunet_data_set(tmp_path))
+    assert (data.layout, data.names) == ("nnU-Net", {"liver": 1, "liver_tumour": 2})
+    assert mask_of(data, "case_2", "liver_tumour").sum() == 24
+    split = split_of(data)
+    assert (set(split.train), split.val, split.test) == ({"case_1", "case_2"}, (), ("case_3",))
+
+
+def test_a_data_set_of_nnunet_without_references_for_its_tests_is_split_by_names(tmp_path):
+    shutil.rmtree(an_nnunet_data_set(tmp_path) / "labelsTs")
+    assert [case.name for case in find_data(tmp_path).cases] == ["case_1", "case_2"]
+    assert split_of(find_data(tmp_path)).source == "a hash of the names"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"channels": ("T1", "T2")}, "images of T1 and T2 instead of CT"),
+        ({"ignore": 3}, "a label says 'ignore'"),
+        ({"whole": [1, 2]}, "must give each structure one number"),
+    ],
+)
+def test_a_data_set_of_nnunet_that_cannot_be_learned_from_is_refused(tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        find_data(an_nnunet_data_set(tmp_path, **changes))
+
+
+def test_a_data_set_of_nnunet_without_any_labels_is_refused(tmp_path):
+    shutil.rmtree(an_nnunet_data_set(tmp_path) / "labelsTr")
+    shutil.rmtree(tmp_path / "labelsTs")
+    with pytest.raises(InputError, match="add labels"):
+        find_data(tmp_path)
+
+
+def test_an_image_of_nnunet_that_is_missing_is_named(tmp_path):
+    (an_nnunet_data_set(tmp_path) / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case_1_0000\.nii\.gz is missing"):
+        find_data(tmp_path)
+
+
 META = "image_id;age;split\ns0001;50;train\ns0002;;val\ns0003;61;test\ns0004;61;test\n"
 
 
@@ -289,6 +341,8 @@ def test_a_case_that_a_split_names_twice_counts_once(tmp_path):
     [
         ("{", "is no split"),
         ("[1]", "is no split"),
+        ('{"train": "a"}', "is no split"),
+        ('{"train": ["a"], "validation": ["b"]}', "calls a part 'validation', whose cases would not be used"),
         ('{"train": ["x"]}', "names 'x' in 'train', which .* does not hold"),
         ('{"train": []}', "no case .* to train on"),
         ('{"train": ["a"], "val": ["a"]}', "puts 'a' into two parts"),

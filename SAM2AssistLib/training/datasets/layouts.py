@@ -7,6 +7,7 @@ Synapse/BTCV          ``[RawData/]Training/img/img0001.nii.gz``, ``.../label/lab
 FLARE22               ``images/FLARE22_Tr_0001_0000.nii.gz``, ``labels/FLARE22_Tr_0001.nii.gz``
 AMOS                  ``imagesTr/amos_0001.nii.gz``, ``labelsTr/...``, ``imagesVa``, ``labelsVa`` (2206.08023), its CT
 MSD                   ``imagesTr``, ``labelsTr``, ``dataset.json`` (medicaldecathlon.com); CT tasks only
+nnU-Net               ``imagesTr/NAME_0000.nii.gz``, ``labelsTr/NAME.nii.gz``, ``dataset.json`` (version 2); CT only
 TotalSegmentator      ``s0001/ct.nii.gz``, ``s0001/segmentations/NAME.nii.gz``, ``meta.csv`` (arXiv 2208.05868)
 ====================  ==================================================================================================
 
@@ -152,6 +153,49 @@ def _amos(root: Path) -> DataSet | None:
     return DataSet("AMOS", root, _sorted(cases), split) if split else None
 
 
+def _nnunet(root: Path) -> DataSet | None:
+    description = root / "dataset.json"
+    content = _json_object(description) if description.is_file() else {}
+    if "channel_names" not in content:
+        return None
+    channels = content["channel_names"]
+    found = [str(name) for name in channels.values()] if isinstance(channels, dict) else []
+    if [name.upper() for name in found] != ["CT"]:
+        raise InputError(
+            f"{description} describes images of {' and '.join(found) or 'nothing'} instead of CT; choose a data set "
+            "with CT as its one channel."
+        )
+    names = _nnunet_names(content.get("labels"), description)
+    cases: list[Case] = []
+    split: dict[str, tuple[str, ...]] = {}
+    for part, ending in (("train", "Tr"), ("test", "Ts")):
+        labels = _images(root / f"labels{ending}")  # test images mostly have none
+        own = [Case(_stem(label), _partner_image(root / f"images{ending}", label), label, names) for label in labels]
+        split |= {part: tuple(case.name for case in own)} if own else {}
+        cases += own
+    if not cases:
+        raise InputError(f"{root} has no labelled case; add labels as labelsTr/NAME.nii.gz.")
+    return DataSet("nnU-Net", root, _sorted(cases), split if "test" in split else {})
+
+
+def _nnunet_names(labels: object, description: Path) -> dict[int, str]:
+    if not isinstance(labels, dict) or not all(isinstance(value, int) for value in labels.values()):
+        raise InputError(f"{description} must give each structure one number as its label, not a list of them.")
+    if "ignore" in labels:
+        raise InputError(
+            f"In {description} a label says 'ignore': what is in such parts is not known, and would be taught as "
+            "background; take out the label, and cases that have it."
+        )
+    return {value: str(name).lower().replace(" ", "_") for name, value in labels.items() if value != 0}
+
+
+def _partner_image(folder: Path, label: Path) -> Path:
+    for ending in IMAGE_ENDINGS:
+        if (folder / f"{_stem(label)}_0000{ending}").is_file():
+            return folder / f"{_stem(label)}_0000{ending}"
+    raise InputError(f"{label} has no image: {folder / _stem(label)}_0000.nii.gz is missing; add it, or take it away.")
+
+
 def _msd(root: Path) -> DataSet | None:
     description = root / "dataset.json"
     if not (description.is_file() and (root / "labelsTr").is_dir()):
@@ -210,7 +254,7 @@ def _totalsegmentator_split(path: Path, cases: Iterable[Case]) -> dict[str, tupl
 
 
 LAYOUTS: tuple[Callable[[Path], DataSet | None], ...] = (
-    _plain, _btcv, _flare22, _amos, _msd, _totalsegmentator, _case_folders,
+    _plain, _btcv, _flare22, _amos, _nnunet, _msd, _totalsegmentator, _case_folders,
 )  # fmt: skip
 
 

@@ -68,9 +68,12 @@ def split_of(data: DataSet, file: Path | None = None) -> Split:
 def _read(path: Path, data: DataSet) -> dict[str, tuple[str, ...]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        parts = {part: tuple(dict.fromkeys(map(str, content.get(part, ())))) for part in ("train", "val", "test")}
+        parts = {part: _names(content.get(part, [])) for part in ("train", "val", "test")}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f'{path} is no split; write it as {{"train": [...], "val": [...], "test": [...]}}.') from error
+    other = next((key for key in ("validation", "valid") if key in content and "val" not in content), None)
+    if other is not None:
+        raise InputError(f"{path} calls a part {other!r}, whose cases would not be used; call it 'val'.")
     known = {case.name for case in data.cases}
     for part, names in parts.items():
         missing = next((name for name in names if name not in known), None)
@@ -79,6 +82,12 @@ def _read(path: Path, data: DataSet) -> dict[str, tuple[str, ...]]:
             raise InputError(f"{path} names {missing!r} in {part!r}, which {data.root} does not hold; correct it.")
         parts[part] = tuple(name for name in names if name in known)
     return parts
+
+
+def _names(listed: object) -> tuple[str, ...]:
+    if not isinstance(listed, list):
+        raise TypeError("a part of a split is a list of names")
+    return tuple(dict.fromkeys(map(str, listed)))
 
 
 def _patient(data: DataSet, name: str) -> str:
