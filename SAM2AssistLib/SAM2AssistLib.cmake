@@ -51,6 +51,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/loading.py
   SAM2AssistLib/engine/local_clicks.py
   SAM2AssistLib/engine/local_corrections.py
+  SAM2AssistLib/engine/low_rank.py
   SAM2AssistLib/engine/memory.py
   SAM2AssistLib/engine/network.py
   SAM2AssistLib/engine/options.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,44 +43,67 @@ def attach_adapter(model: SAM2Base, folder: Path, spec: ModelSpec) -> SAM2Base:
     ------
     ModelError
         If a file is missing or damaged, the adapter is for another base or for other weights of it, its tensors do not
-        fit, or the package peft is not installed.
+        fit, or it is more than plain LoRA and the package peft, which knows such, is not installed.
     """
     check_adapter_files(folder)
     check_card(folder, spec)
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ModelError("Adapters need the package peft; install it with: pip install peft.") from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    # torch comes with it, and the command line wants the checks of this file before that.
+    # torch comes with these, and the command line wants the checks of this file before that.
+    from SAM2AssistLib.engine.low_rank import plain_updates
     from SAM2AssistLib.engine.split_qkv import SPLIT_KEY, fuse_qkv, split_qkv
 
+    config = _json_in(folder, CONFIG_FILE)
     try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS_FILE)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
     if any(SPLIT_KEY in name for name in weights):
         split_qkv(model)
     try:
-        adapted = peft.PeftModel(model, config)
+        updates = plain_updates(config, model) or _UpdatesByPeft(folder, model)
     except (ValueError, TypeError, AttributeError, re.error) as error:  # peft takes any JSON for settings at first
         raise ModelError(
             f"The adapter in {folder} does not fit {spec.name} ({error}); make it again for it."
         ) from error
-    wanted = peft.get_peft_model_state_dict(adapted)
-    wrong = sorted(k for k in wanted.keys() | weights.keys() if _shape(wanted, k) != _shape(weights, k))
+    wanted = updates.shapes()
+    wrong = sorted(name for name in wanted.keys() | weights.keys() if wanted.get(name) != _shape(weights, name))
     if wrong:
         raise ModelError(f"The adapter in {folder} does not fit {spec.name}: {wrong[0]} differs; make it again for it.")
     broken = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise ModelError(f"The adapter in {folder} is damaged: {broken} is not finite everywhere; make it again.")
-    peft.set_peft_model_state_dict(adapted, weights)
-    merged = adapted.merge_and_unload()
+    merged: SAM2Base = updates.merge(weights)
     fuse_qkv(merged)
     return merged
+
+
+class _UpdatesByPeft:
+    """What an adapter of a kind that only peft knows changes in a network, which becomes part of peft's."""
+
+    def __init__(self, folder: Path, model: SAM2Base) -> None:
+        try:
+            import peft
+        except ModuleNotFoundError as error:
+            raise ModelError(
+                f"The adapter in {folder} is more than plain LoRA and needs the package peft; install it with: pip "
+                "install peft."
+            ) from error
+        try:
+            config = peft.PeftConfig.from_pretrained(str(folder))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise _unreadable(folder, error) from error
+        self.peft, self.adapted = peft, peft.PeftModel(model, config)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the names and shapes that the adapter's file must have."""
+        return {name: tensor.shape for name, tensor in self.peft.get_peft_model_state_dict(self.adapted).items()}
+
+    def merge(self, weights: Mapping[str, Tensor]) -> Any:
+        """Return the network with the weights added."""
+        self.peft.set_peft_model_state_dict(self.adapted, dict(weights))
+        return self.adapted.merge_and_unload()
 
 
 class AdapterSwitch:
@@ -152,7 +176,7 @@ def reads_neighbours(folder: Path) -> bool:
     ModelError
         If the card cannot be read.
     """
-    return _card(folder).get("context") == NEIGHBOURS
+    return _json_in(folder, CARD_FILE).get("context") == NEIGHBOURS
 
 
 def trained_window(folder: Path) -> Window | None:
@@ -163,7 +187,7 @@ def trained_window(folder: Path) -> Window | None:
     ModelError
         If the card cannot be read, or what it names is no window.
     """
-    told = _card(folder).get("window")
+    told = _json_in(folder, CARD_FILE).get("window")
     if told is None:
         return None
     try:
@@ -193,7 +217,7 @@ def check_card(folder: Path, spec: ModelSpec) -> None:
     ModelError
         If it does, or if the card cannot be read.
     """
-    card = _card(folder)
+    card = _json_in(folder, CARD_FILE)
     try:
         base, digest = str(card["base_model"]), str(card["base_sha256"]).lower()
     except KeyError as error:
@@ -207,14 +231,14 @@ def check_card(folder: Path, spec: ModelSpec) -> None:
         )
 
 
-def _card(folder: Path) -> dict[str, Any]:
+def _json_in(folder: Path, name: str) -> dict[str, Any]:
     try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        if not isinstance(card, dict):
-            raise TypeError(f"{CARD_FILE} holds no JSON object")
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"{name} holds no JSON object")
     except (ValueError, TypeError, OSError) as error:
         raise _unreadable(folder, error) from error
-    return card
+    return content
 
 
 def _unreadable(folder: Path, error: Exception) -> ModelError:

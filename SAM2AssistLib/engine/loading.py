@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SAM2AssistLib.engine.adapter import reads_neighbours, trained_window
+from SAM2AssistLib.engine.adapter import attach_adapter, reads_neighbours, trained_window
 from SAM2AssistLib.engine.appearance import ONE_WINDOW, THREE_SLICES, THREE_WINDOWS, Channels
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
@@ -103,8 +103,6 @@ def load_engine(
     target = choose_device(device)
     model, refiner = _load(spec)
     if adapter is not None:
-        from SAM2AssistLib.engine.adapter import attach_adapter  # noqa: PLC0415 - peft is heavy and rarely needed
-
         model = attach_adapter(model, Path(adapter), spec)
     engine = engine_for(model.to(target).eval(), spec, options, refiner)
     return replace(engine, adapter=None if adapter is None else Path(adapter))

@@ -129,7 +129,7 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     told = _head_in(card, folder)
     adapted = engine
     if told.frozen_base and engine.adapter is None:
-        check_card(folder, engine.spec)  # nothing to attach, and so no need of peft
+        check_card(folder, engine.spec)  # nothing to attach
     elif not is_in(engine, folder):
         adapted = _with_adapter(engine, folder)
     try:

@@ -90,7 +90,8 @@ def test_a_merged_network_has_the_parameters_of_its_base(a_good_folder):
     assert {name: value.shape for name, value in merged.items()} == {n: value.shape for n, value in base.items()}
 
 
-def test_an_engine_with_an_adapter_segments(a_good_folder, a_blob_volume):
+def test_an_engine_with_an_adapter_segments_where_peft_is_not_installed(a_good_folder, a_blob_volume, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
     engine = load_engine("mini", device="cpu", adapter=a_good_folder)
     assert not engine.model.training
     with engine.open(a_blob_volume) as session:
@@ -129,13 +130,60 @@ def test_an_adapter_for_other_weights_of_its_base_is_refused(a_folder):
         attach_adapter(a_base_model(), a_folder, MINI)
 
 
-def test_without_peft_the_files_are_looked_at_first_and_then_it_is_said_how_to_get_it(a_folder, monkeypatch):
+def saved(tmp_path, **settings):
+    """Write an adapter of any kind with random weights; returns its folder and what peft merges it to."""
+    torch.manual_seed(7)
+    adapted = peft.get_peft_model(a_base_model(), peft.LoraConfig(r=4, **{"target_modules": TARGETS, **settings}))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    adapted.save_pretrained(str(tmp_path))
+    (tmp_path / CARD_FILE).write_text(json.dumps(card()))
+    return tmp_path, adapted.merge_and_unload().state_dict()
+
+
+def assert_merges_to(folder, expected):
+    merged = attach_adapter(a_base_model(), folder, MINI).state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in merged)
+    base = a_base_model().state_dict()
+    assert any(not torch.equal(merged[name], base[name]) for name in merged)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 12},
+        {"use_rslora": True},
+        {"target_modules": ["qkv", "memory_attention.layers.1.linear2"]},
+        {"modules_to_save": ["memory_encoder", "image_encoder.neck"]},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
+    ],
+)
+def test_plain_lora_is_merged_bit_by_bit_as_peft_does_without_peft(tmp_path, monkeypatch, settings):
+    folder, expected = saved(tmp_path, **settings)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelError, match="pip install peft"):
-        attach_adapter(a_base_model(), a_folder, MINI)
-    (a_folder / CARD_FILE).unlink()
-    with pytest.raises(ModelError, match="is missing"):
-        attach_adapter(a_base_model(), a_folder, MINI)
+    assert_merges_to(folder, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"rank_pattern": {"linear1": 2}},
+        {"lora_bias": True},
+        {"bias": "lora_only"},
+        {"target_modules": ["image_encoder.neck.convs.0.conv"]},
+        {"modules_to_save": ["memory_attention"]},
+    ],
+)
+def test_what_is_more_than_plain_lora_is_left_to_peft(tmp_path, monkeypatch, settings):
+    folder, expected = saved(tmp_path, **settings)
+    assert_merges_to(folder, expected)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match="more than plain LoRA and needs the package peft; install it with: pip"):
+        attach_adapter(a_base_model(), folder, MINI)
 
 
 @pytest.mark.parametrize("change", [{"target_modules": "(("}, {"rank_pattern": 3}, {"target_modules": ["nowhere"]}])
