@@ -168,6 +168,17 @@ class AdapterSwitch:
         self.active = name
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return what the card of an adapter says.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    """
+    return _json_in(folder, CARD_FILE)
+
+
 def reads_neighbours(folder: Path) -> bool:
     """Tell whether an adapter was trained with the neighbouring slices as channels; its card says so.
 
@@ -176,7 +187,7 @@ def reads_neighbours(folder: Path) -> bool:
     ModelError
         If the card cannot be read.
     """
-    return _json_in(folder, CARD_FILE).get("context") == NEIGHBOURS
+    return read_card(folder).get("context") == NEIGHBOURS
 
 
 def trained_window(folder: Path) -> Window | None:
@@ -187,7 +198,7 @@ def trained_window(folder: Path) -> Window | None:
     ModelError
         If the card cannot be read, or what it names is no window.
     """
-    told = _json_in(folder, CARD_FILE).get("window")
+    told = read_card(folder).get("window")
     if told is None:
         return None
     try:
@@ -217,7 +228,7 @@ def check_card(folder: Path, spec: ModelSpec) -> None:
     ModelError
         If it does, or if the card cannot be read.
     """
-    card = _json_in(folder, CARD_FILE)
+    card = read_card(folder)
     try:
         base, digest = str(card["base_model"]), str(card["base_sha256"]).lower()
     except KeyError as error:

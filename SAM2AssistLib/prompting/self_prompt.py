@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from SAM2AssistLib.engine.adapter import CARD_FILE, attach_adapter, check_adapter_files, check_card, trained_window
+from SAM2AssistLib.engine.adapter import attach_adapter, check_adapter_files, check_card, read_card, trained_window
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.class_maps import ClassMaps
 from SAM2AssistLib.prompting.guidance import GUIDANCE_NAME, MaskGuidance, load_guidance
@@ -125,7 +124,7 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
             f"The adapter in {folder} has no self-prompt head ({HEAD_FILE}); name one that was trained with it, or "
             "give finished cases with --support IMAGE MASK."
         )
-    card = _card(folder)
+    card = read_card(folder)
     told = _head_in(card, folder)
     adapted = engine
     if told.frozen_base and engine.adapter is None:
@@ -145,14 +144,6 @@ def load_self_prompter(engine: Engine, folder: Path) -> SelfPrompter:
     return SelfPrompter(
         adapted, on_device, told.known, told.classes, told.presence, told.least_ml, guidance, trunk, window
     )
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"The card in {folder} cannot be read ({error}); make the adapter again.") from error
-    return card if isinstance(card, dict) else {}
 
 
 @dataclass(frozen=True)
