@@ -273,14 +273,14 @@ class Workspace:
         self.voxels_changed()
 
     def ask(self, title: str, question: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """Let the engine's thread answer a question (a method of `desk`) that changes nothing."""
+        """Let the engine's thread answer a question (a method of `desk`) that changes nothing, and nobody waits for."""
 
         def deliver(given: Any) -> None:
             if not self.closed:
                 answer(given)
 
         self._make_way(Rank.QUICK)
-        self._tasks.append(self.worker.submit(title, lambda: (question(),), deliver, self._told))
+        self.worker.submit(title, lambda: (question(),), deliver, self._told)
         self.listener.changed()
 
     def warm_up(self, index: int) -> None:

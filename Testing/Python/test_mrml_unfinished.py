@@ -136,6 +136,15 @@ def test_clicks_in_two_segments_before_the_first_is_answered_carry_both_of_them(
     assert desk.mask(other).any(axis=(1, 2)).all()
 
 
+def test_a_click_is_carried_on_although_a_question_waits_behind_it(desk: Desk) -> None:  # noqa: F811
+    answers: list[Any] = []
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
+    desk.workspace.ask("doubtful slice", lambda: 7, answers.append)
+    assert desk.assistant.wait()
+    assert answers == [7]
+    assert finished(desk)
+
+
 def test_a_click_that_is_undone_before_it_is_answered_is_not_gone_on_with(desk: Desk, notes: list[str]) -> None:  # noqa: F811
     desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
     desk.workspace.undo()
