@@ -15,6 +15,9 @@ from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
 
+Answer = Callable[["Verdicts | None"], None]
+"""Called at the end of a search with what was found; with None if it was ended early."""
+
 
 class Finding:
     """Looks for classes without prompts.
@@ -37,7 +40,7 @@ class Finding:
         wanted: Mapping[str, str],
         adapter: str | None,
         cases: Sequence[str],
-        answer: Callable[[Verdicts | None], None],
+        answer: Answer,
         told: End,
     ) -> Task:
         """Begin to look; see `Workspace.auto_segment`, whose step it is.

@@ -57,8 +57,10 @@ class Turning:
 
         Parameters
         ----------
-        found : the segments that somebody else has changed, as they are now.
+        found : the segments that somebody else has changed, as they are now; where there are none, nothing is done.
         """
+        if not found:
+            return False
         everything = {**self.painter.known, **found}
         back = self.journal.back_to(self.painter.known, everything)
         count = back or self.journal.forward_to(self.painter.known, everything)

@@ -12,8 +12,8 @@ from typing import Any
 
 from SAM2AssistLib.engine.worker import Rank, Task, Worker
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.mrml.desk import Confidence, Desk, Note, Patch, Progress, Standing, Verdicts
-from SAM2AssistLib.mrml.finding import Finding
+from SAM2AssistLib.mrml.desk import Confidence, Desk, Note, Patch, Progress, Standing
+from SAM2AssistLib.mrml.finding import Answer, Finding
 from SAM2AssistLib.mrml.gestures import Gesture, changed_alike
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, Journal, KnownMask, Step, unpacked
 from SAM2AssistLib.mrml.listener import Listener, title_of
@@ -81,6 +81,7 @@ class Workspace:
         self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, listener)
         self._finding = Finding(self.journal, self.painter, desk, self._submit)
         self._held: set[tuple[str, int, int]] = set()
+        self._leaving: list[str] = []
         self._touched = False
         self._cancels = 0
         self.prompts = PromptNodes(scene, volume_node, segmentation_node, self.prompts_changed)
@@ -181,11 +182,7 @@ class Workspace:
         self._propagating.go_on(self._begin(_("propagate")), *chosen)
 
     def auto_segment(
-        self,
-        wanted: Mapping[str, str],
-        adapter: str | None,
-        cases: Sequence[str],
-        answer: Callable[[Verdicts | None], None],
+        self, wanted: Mapping[str, str], adapter: str | None, cases: Sequence[str], answer: Answer
     ) -> None:
         """Find classes without prompts.
 
@@ -237,7 +234,7 @@ class Workspace:
             for lost in self.painter.lost_voxels(segment_id).items():
                 self._submit(_("take over"), None, partial(_nothing, self.desk.give_up, segment_id, *lost), self._told)
         found = self.painter.found_changes()
-        if not found or self._turning.follow(found):
+        if self._turning.follow(found) or not found:
             return
         step = self.journal.begin(_("edit"))
         for segment_id, mask in found.items():
@@ -251,7 +248,11 @@ class Workspace:
         self.painter.accept(found)
 
     def segment_removed(self, segment_id: str) -> None:
-        """Take note that a segment has been deleted."""
+        """Take note that a segment has been deleted.
+
+        Slicer may give its id to a new one at once: what the engine says of it until it has forgotten it is unheard.
+        """
+        self._leaving.append(segment_id)
         self._propagating.leave_out(segment_id)
         self.painter.forget(segment_id)
         self._synced.pop(segment_id, None)
@@ -260,6 +261,7 @@ class Workspace:
         emptied = self.journal.forget(segment_id)
 
         def ended(error: BaseException | None) -> None:
+            self._leaving.remove(segment_id)
             for step in filter(lambda step: step.empty, emptied):  # those running then may have got something since
                 self.journal.drop(step)
             self._told(error)
@@ -304,13 +306,16 @@ class Workspace:
         self.listener.note(sentence.format(volume=self.volume_node.GetName()))
 
     def flush(self) -> None:
-        """Let the views show what has arrived; called after every `Worker.pump`."""
+        """Let the views show what has arrived, and go where the Segment Editor's undo or redo has gone meanwhile.
+
+        Called after every `Worker.pump`. Other edits wait until the user goes on.
+        """
         if self.closed:
             return
         self.painter.announce()
         if self._touched and not self.busy:
             self._touched = False
-            self.follow_editor()
+            self._turning.follow(self.painter.found_changes())
         if self._propagating.gave_way and not self.worker.busy and voxel_state(self.volume_node) == self.voxels:
             self._propagating.resume()
 
@@ -319,11 +324,6 @@ class Workspace:
         if any(self.painter.has(segment) and self.painter.edited_meanwhile(segment) for segment in self.painter.known):
             self._touched = True
             self.listener.changed()
-
-    def follow_editor(self) -> bool:
-        """Go where an undo or a redo of the Segment Editor has gone; other edits wait until the user goes on."""
-        found = self.painter.found_changes()
-        return bool(found) and self._turning.follow(found)
 
     # Inside
 
@@ -420,14 +420,14 @@ class Workspace:
             self.listener.progress(item.title or title, item.done, item.total)
         elif isinstance(item, Note):
             self.listener.note(item.sentence)
-        elif isinstance(item, Confidence):
+        elif isinstance(item, Confidence) and item.segment_id not in self._leaving:
             self.confidence[item.segment_id] = item
             self.listener.confidence()
         elif isinstance(item, Standing):
             self._stand(step, synced, item)
 
     def _write(self, step: Step | None, patch: Patch) -> None:
-        if not self.painter.has(patch.segment_id) or self._displaced:
+        if not self.painter.has(patch.segment_id) or patch.segment_id in self._leaving or self._displaced:
             return
         if self.painter.edited_meanwhile(patch.segment_id):
             self._hold_edits(patch.segment_id)
@@ -474,7 +474,7 @@ class Workspace:
         self.confidence = {key: known for key, known in self.confidence.items() if key in standing.held}
         self.listener.confidence()
         known = {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}
-        for segment_id in known | standing.gestures.keys():
+        for segment_id in (known | standing.gestures.keys()).difference(self._leaving):
             gestures, before = standing.gestures.get(segment_id, ()), synced.get(segment_id, ())
             if step is not None and self.painter.has(segment_id):
                 step.note_prompts(segment_id, before, gestures)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -205,6 +207,36 @@ def test_a_segment_deleted_in_mid_propagation_takes_its_prompts_with_it(
     assert desk.assistant.wait()
     assert not desk.workspace.prompts.nodes(desk.segment)
     np.testing.assert_array_equal(desk.mask(earlier[0]), earlier[1])
+    assert not desk.errors
+    assert not unraisable
+
+
+def test_a_segment_that_gets_the_id_of_one_deleted_in_mid_propagation_gets_nothing_of_it(
+    desk: Desk,  # noqa: F811
+    unraisable: list[Any],
+) -> None:
+    segments, propagate = desk.segmentation.GetSegmentation(), desk.workspace.desk.propagate
+    ready, go_on = Event(), Event()
+
+    def held(*chosen: Any, **how: Any) -> Iterator[Any]:
+        for item in propagate(*chosen, **how):
+            ready.set()
+            assert go_on.wait(300)
+            yield item
+
+    desk.workspace.desk.propagate = held  # type: ignore[method-assign]
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, LEFT))
+    while not ready.wait(0.002):
+        desk.assistant.pump()
+    segments.RemoveSegment(desk.segment)
+    segments.AddEmptySegment(desk.segment, "another")  # as Slicer does, whose new segment is "Segment_1" again
+    go_on.set()
+    assert desk.assistant.wait()
+    assert not desk.mask().any()
+    assert not desk.workspace.prompts.gestures(desk.segment)
+    assert desk.segment not in desk.workspace.confidence
+    assert not desk.workspace.journal.done
+    assert desk.do(desk.segment, point(desk.ct, LEFT))[LEFT]
     assert not desk.errors
     assert not unraisable
 
