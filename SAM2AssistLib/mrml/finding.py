@@ -10,6 +10,7 @@ from SAM2AssistLib.engine.worker import Leave, Rank, Task
 from SAM2AssistLib.mrml.desk import Desk, Verdicts
 from SAM2AssistLib.mrml.journal import Journal, Step
 from SAM2AssistLib.mrml.painting import Painter
+from SAM2AssistLib.mrml.prompt_nodes import PromptNodes
 from SAM2AssistLib.mrml.propagating import End, Submit
 from SAM2AssistLib.mrml.words import translator
 
@@ -25,13 +26,14 @@ class Finding:
     Parameters
     ----------
     journal : of the steps that what is found belongs to.
-    painter : of the segments.
+    painter, prompts : of the segments.
     desk : the engine's side.
     submit : brings work to the engine's thread.
     """
 
-    def __init__(self, journal: Journal, painter: Painter, desk: Desk, submit: Submit) -> None:
-        self.journal, self.painter, self.desk, self._submit = journal, painter, desk, submit
+    def __init__(self, journal: Journal, painter: Painter, prompts: PromptNodes, desk: Desk, submit: Submit) -> None:
+        self.journal, self.painter, self.prompts, self.desk = journal, painter, prompts, desk
+        self._submit = submit
         self._wanted: list[frozenset[str]] = []
 
     def start(
@@ -82,7 +84,8 @@ class Finding:
         self._remove_unfilled(frozenset().union(*wanted))
 
     def _remove_unfilled(self, segment_ids: Iterable[str]) -> None:
-        """Remove the segments in which nothing has been found, and nobody has painted."""
+        """Remove the segments in which nothing has been found, and nobody has painted or begun to place prompts."""
         for segment_id in filter(self.painter.has, segment_ids):
-            if not any(mask.any() for _index, mask in self.painter.voxels(segment_id).slices(self.desk.axis)):
+            slices = self.painter.voxels(segment_id).slices(self.desk.axis)
+            if not (self.prompts.nodes(segment_id) or any(mask.any() for _index, mask in slices)):
                 self.painter.node.GetSegmentation().RemoveSegment(segment_id)

@@ -79,12 +79,12 @@ class Workspace:
         self._synced: dict[str, tuple[Gesture, ...]] = {}
         self._tasks: list[Task] = []
         self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, listener)
-        self._finding = Finding(self.journal, self.painter, desk, self._submit)
         self._held: set[tuple[str, int, int]] = set()
         self._leaving: list[str] = []
         self._touched = False
         self._cancels = 0
         self.prompts = PromptNodes(scene, volume_node, segmentation_node, self.prompts_changed)
+        self._finding = Finding(self.journal, self.painter, self.prompts, desk, self._submit)
         for segment_id in {node.GetAttribute(SEGMENT) for node in self.prompts.nodes()}:
             # Their result was saved with them, and the engine is shown it when the segment is worked on.
             self.take_over(segment_id, self.prompts.gestures(segment_id))
@@ -188,7 +188,7 @@ class Workspace:
 
         Parameters
         ----------
-        wanted : ids of empty segments by class name; those in which nothing is found are removed again.
+        wanted : ids of empty segments by class name; those in which nothing is found or prompted are removed again.
         adapter, cases : see `Desk.auto`.
         answer : called at the end with what was found; with None if it was ended early.
         """

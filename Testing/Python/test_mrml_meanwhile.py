@@ -84,6 +84,31 @@ def test_a_click_that_ends_auto_segment_stays_with_what_that_has_found(
     assert agrees(desk, liver, RIGHT)
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_click_into_a_segment_that_auto_segment_has_not_filled_yet_keeps_the_segment_and_is_answered(
+    desk: Desk,  # noqa: F811
+    closed: bool,
+) -> None:
+    liver, spleen, begun = desk.add_segment("liver"), desk.add_segment("spleen"), threading.Event()
+
+    def auto(*_: Any) -> Iterator[Any]:
+        begun.set()
+        while True:
+            time.sleep(0.002)
+            yield Progress(0, 1)
+
+    desk.workspace.desk.auto = auto  # type: ignore[method-assign]
+    desk.workspace.auto_segment({"liver": liver, "spleen": spleen}, None, [], lambda _verdicts: None)
+    assert begun.wait(300)
+    if closed:  # the next click goes to a workspace for the other engine
+        desk.assistant.choose(device="cpu")
+    desk.workspace.add_prompt(liver, point(desk.ct, LEFT))
+    assert desk.assistant.wait()
+    assert desk.mask(liver)[LEFT]
+    assert not desk.workspace.painter.has(spleen)
+    assert not desk.errors
+
+
 @pytest.mark.parametrize("next_click", ["none", "other segment", "same segment"])
 def test_a_click_that_was_not_answered_before_the_model_was_changed_is_answered_by_the_new_one(
     desk: Desk,  # noqa: F811
