@@ -16,7 +16,7 @@ from SAM2AssistLib.mrml.desk import Verdicts
 from SAM2AssistLib.mrml.jobs import Stage
 from SAM2AssistLib.mrml.nodes import add_segment
 from SAM2AssistLib.mrml.volumes import look_at_volume
-from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels, check_labelmaps
 from SAM2AssistLib.mrml.words import free_name, translator
 
 if TYPE_CHECKING:
@@ -124,13 +124,14 @@ class AutoMode:
         Raises
         ------
         InputError
-            If nothing is checked, or a segment of that name holds something already.
+            If nothing is checked, a segment of that name holds something already, or the segmentation has no labelmaps.
         """
         if not classes:
             raise InputError(_("Check at least one class for Auto-Segment."))
         workspace = self.panel.workspace(make=True)
         assert workspace is not None
         node = self.panel.segmentation_node
+        check_labelmaps(node)
         self._refuse_taken(node, classes, workspace.painter.grid)
         by_case, by_adapter = self._shared_out(classes)
         wanted = {name: self._empty_segment(node, name) for name in classes}

@@ -26,7 +26,7 @@ from SAM2AssistLib.io.atomic import atomic_path, check_place
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.terminology import terminology_of_segment
 from SAM2AssistLib.mrml.jobs import Stage
-from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels
+from SAM2AssistLib.mrml.voxels import Grid, SegmentVoxels, check_labelmaps
 from SAM2AssistLib.mrml.words import translator
 from SAM2AssistLib.prompts import BoxPrompt, PointPrompt, SegmentPrompts, prompt_file_content, prompt_file_text
 
@@ -68,9 +68,10 @@ class Snapshot:
 
     @classmethod
     def of(cls, volume_node: Any, segmentation_node: Any) -> Snapshot:
-        """Copy the segments, whose size is what this costs; raises as `Grid.of`."""
+        """Copy the segments, whose size is what this costs; raises as `Grid.of` and `check_labelmaps`."""
         import slicer
 
+        check_labelmaps(segmentation_node)
         node = slicer.vtkMRMLSegmentationNode()
         node.SetName(segmentation_node.GetName())
         node.GetSegmentation().DeepCopy(segmentation_node.GetSegmentation())

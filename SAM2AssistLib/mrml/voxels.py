@@ -278,12 +278,7 @@ class SegmentVoxels:
 
     def _own_layer(self) -> None:
         """Make sure that the labelmap belongs to this segment alone and lies on the grid."""
-        if self.segmentation.GetSourceRepresentationName() != LABELMAP:
-            said = _(
-                "The segmentation {name} does not consist of labelmaps; make 'Binary labelmap' its source"
-                " representation in the Segmentations module."
-            )
-            raise InputError(said.format(name=self.node.GetName()))
+        check_labelmaps(self.node)
         image = self._image()
         others = (self.segmentation.GetNthSegment(n) for n in range(self.segmentation.GetNumberOfSegments()))
         if image is not None and any(s is not self.segment and s.GetRepresentation(LABELMAP) is image for s in others):
@@ -329,6 +324,22 @@ class SegmentVoxels:
             np.equal(values, self.segment.GetLabelValue(), out=array_of_labelmap(image)[place], casting="unsafe")
         self.segment.SetLabelValue(1)
         self.segment.AddRepresentation(LABELMAP, image)
+
+
+def check_labelmaps(segmentation_node: Any) -> None:
+    """Refuse a segmentation of surfaces or contours: what is read there may be nothing, and what is written is lost.
+
+    Raises
+    ------
+    InputError
+        If it does not consist of labelmaps.
+    """
+    if segmentation_node.GetSegmentation().GetSourceRepresentationName() != LABELMAP:
+        said = _(
+            "The segmentation {name} does not consist of labelmaps; make 'Binary labelmap' its source representation"
+            " in the Segmentations module."
+        )
+        raise InputError(said.format(name=segmentation_node.GetName()))
 
 
 def draw(segmentation_node: Any) -> None:

@@ -26,7 +26,7 @@ from SAM2AssistLib.mrml.propagating import End, Propagating
 from SAM2AssistLib.mrml.surfaces import Surfaces
 from SAM2AssistLib.mrml.turning import Turning
 from SAM2AssistLib.mrml.volumes import array_view, voxel_state
-from SAM2AssistLib.mrml.voxels import Grid
+from SAM2AssistLib.mrml.voxels import Grid, check_labelmaps
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -228,6 +228,7 @@ class Workspace:
         ----------
         segment_ids : segments that are about to be worked on, which the engine has to know.
         """
+        check_labelmaps(self.segmentation_node)
         self._propagating.interrupt()
         for segment_id in filter(self.painter.has, segment_ids):
             self._submit_meeting(segment_id)
@@ -300,10 +301,9 @@ class Workspace:
             return
         running = self._propagating.running
         self.cancel()
-        if running is None or running not in self._tasks or running.rank is Rank.IDLE:
-            return
-        sentence = _("{volume} has changed; finished slices stay, the next prompt takes it as it is now.")
-        self.listener.note(sentence.format(volume=self.volume_node.GetName()))
+        if running is not None and running in self._tasks and running.rank is not Rank.IDLE:
+            sentence = _("{volume} has changed; finished slices stay, the next prompt takes it as it is now.")
+            self.listener.note(sentence.format(volume=self.volume_node.GetName()))
 
     def flush(self) -> None:
         """Let the views show what has arrived, and go where the Segment Editor's undo or redo has gone meanwhile.

@@ -262,3 +262,47 @@ def test_painted_voxels_do_not_count_as_the_work_of_the_engine(panel: Panel, des
     mask[5:9, 5:9] = True
     paint(desk.volume, desk.segmentation, desk.segment, 0, 3, mask)
     assert not panel.can_undo()
+
+
+# ---- segmentations of surfaces, as they come from RTSTRUCT and STL
+
+
+@pytest.fixture
+def surfaces(desk: Desk, panel: Panel) -> Any:  # noqa: F811
+    """The segmentation, whose "ball" is a surface now and no labelmap."""
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    segments = desk.segmentation.GetSegmentation()
+    desk.segmentation.CreateClosedSurfaceRepresentation()
+    segments.SetSourceRepresentationName("Closed surface")
+    segments.RemoveRepresentation("Binary labelmap")
+    return segments
+
+
+def test_a_segmentation_of_surfaces_is_neither_saved_nor_learnt_from_nor_filled_but_told_what_to_do_with(
+    panel: Panel, surfaces: Any, tmp_path: Path
+) -> None:
+    panel.save_nrrd(str(tmp_path / "a.seg.nrrd"))
+    panel.add_to_support_library()
+    panel.auto_segment(["liver"])
+    assert panel.assistant.wait()
+    assert len(panel.view.errors) == 3
+    assert all("make 'Binary labelmap' its source representation" in said for said in panel.view.errors)
+    assert not list(tmp_path.iterdir())
+    assert list(surfaces.GetSegmentIDs()) == ["ball"]
+
+
+def test_a_click_into_surfaces_is_taken_back_and_the_next_into_labelmaps_is_answered_as_if_it_was_the_first(
+    desk: Desk,  # noqa: F811
+    panel: Panel,
+    surfaces: Any,
+) -> None:
+    left, right = desk.add_segment("left"), desk.add_segment("right")
+    desk.workspace.add_prompt(left, point(desk.ct, RIGHT))
+    assert panel.assistant.wait()
+    assert len(panel.view.errors) == 1
+    assert not desk.workspace.prompts.gestures(left)
+    surfaces.SetSourceRepresentationName("Binary labelmap")
+    beside = (RIGHT[0] + 1, *RIGHT[1:])
+    assert (desk.do(left, point(desk.ct, beside)) == desk.do(right, point(desk.ct, beside))).all()
+    assert desk.mask(left)[RIGHT]
+    assert len(panel.view.errors) == 1
