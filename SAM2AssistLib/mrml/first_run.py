@@ -174,6 +174,10 @@ def _install_torch(requirement: str) -> None:
         ) from error
     minimum = requirement.removeprefix("torch")
     PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=minimum)
+    if not _is_there(requirement):  # the user has said no when he was asked
+        raise InstallError(
+            _("PyTorch was not installed, so nothing after it was either; press the button again to install all of it.")
+        )
 
 
 @contextmanager

@@ -125,6 +125,23 @@ def test_torch_without_the_pytorch_extension_is_refused_with_what_to_do(
     assert not pip
 
 
+def test_who_says_no_to_torch_is_told_so_and_gets_nothing_else(monkeypatch: pytest.MonkeyPatch, pip: list) -> None:
+    """PyTorchUtils asks with `askConfirmation`, and returns as if nothing was after a no."""
+    asked, extension = [], ModuleType("PyTorchUtils")
+
+    class Logic:
+        def installTorch(self, **how: Any) -> None:  # noqa: N802
+            asked.append(how)
+
+    extension.PyTorchUtilsLogic = Logic  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    only(monkeypatch)
+    with pytest.raises(InstallError, match="PyTorch was not installed"):
+        list(first_run.installing(REQUIREMENTS))
+    assert asked == [{"askConfirmation": True, "torchVersionRequirement": ">=2.5.1"}]
+    assert not pip
+
+
 @pytest.mark.parametrize("intact", [True, False])
 def test_weights_in_the_folder_are_taken_if_they_are_what_was_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, intact: bool
