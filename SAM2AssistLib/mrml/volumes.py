@@ -91,6 +91,21 @@ def local_to_world(node: Any) -> NDArray[np.float64]:
     return array_of(matrix)
 
 
+def image_of(node: Any) -> Any:
+    """Return the vtkImageData of a volume node; one whose file was not found when its scene was opened has none.
+
+    Raises
+    ------
+    InputError
+        If there is no node, or no voxels.
+    """
+    image = None if node is None else node.GetImageData()
+    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
+        said = _("{name} has no image; choose a CT volume.")
+        raise InputError(said.format(name=node.GetName() if node is not None else _("The input")))
+    return image
+
+
 def moved(matrix: NDArray[np.floating], points: ArrayLike) -> NDArray[np.float64]:
     """Carry points (3,) or (n, 3) over with a (4, 4) matrix."""
     return np.asarray(points, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
@@ -133,13 +148,7 @@ def look_at_volume(node: Any) -> tuple[CTVolume, Callable[[], CTVolume]]:
         If there is no node or no image, if the node is under a non-linear transform, or if its grid cannot be used; the
         sentence names it.
     """
-    image = None if node is None else node.GetImageData()
-    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
-        raise InputError(
-            _("{name} has no image; choose a CT volume.").format(
-                name=node.GetName() if node is not None else _("The input")
-            )
-        )
+    image = image_of(node)
     if image.GetNumberOfScalarComponents() != 1:
         said = _("{name} is a color image; choose a CT volume with one value for each voxel.")
         raise InputError(said.format(name=node.GetName()))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, local_to_world, moved, voxels_modified
+from SAM2AssistLib.mrml.volumes import array_of, ijk_to_ras, image_of, local_to_world, moved, voxels_modified
 from SAM2AssistLib.mrml.words import translator
 
 _ = translator(__file__)
@@ -49,10 +49,10 @@ class Grid:
         Raises
         ------
         InputError
-            If one of them is under a non-linear transform.
+            If one of them is under a non-linear transform, or the volume has no voxels.
         """
+        i, j, k = image_of(volume_node).GetDimensions()
         between = np.linalg.inv(local_to_world(segmentation_node)) @ local_to_world(volume_node)
-        i, j, k = volume_node.GetImageData().GetDimensions()
         return cls((k, j, i), between @ ijk_to_ras(volume_node))
 
     def is_that_of(self, other: Grid) -> bool:
@@ -62,7 +62,7 @@ class Grid:
     def holds_for(self, volume_node: Any, segmentation_node: Any) -> bool:
         """Whether it is that of both nodes as they are now."""
         try:
-            return volume_node.GetImageData() is not None and self.is_that_of(Grid.of(volume_node, segmentation_node))
+            return self.is_that_of(Grid.of(volume_node, segmentation_node))
         except InputError:
             return False
 

@@ -264,6 +264,23 @@ def test_painted_voxels_do_not_count_as_the_work_of_the_engine(panel: Panel, des
     assert not panel.can_undo()
 
 
+# ---- scenes that are opened again
+
+
+def test_a_volume_whose_file_was_not_found_is_told_of_whatever_button_is_pressed(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    desk.volume.SetAndObserveImageData(None)
+    panel.start_placing("point", True)
+    panel.propagate()
+    panel.undo()
+    panel.save_nrrd(str(tmp_path / "a.seg.nrrd"))
+    panel.add_to_support_library()
+    assert panel.view.errors == ["CT has no image; choose a CT volume."] * 5
+
+
 # ---- segmentations of surfaces, as they come from RTSTRUCT and STL
 
 
