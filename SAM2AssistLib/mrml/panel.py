@@ -428,7 +428,11 @@ class Panel:
 
     def _jump(self, place: tuple[str, int, int] | None) -> None:
         if place is None:
-            self.view.showStatus(_("No further slice is doubtful."))
+            met = any(w.confidence for w in self._current())
+            unknown = _(
+                "The engine has yet to work on these segments and cannot tell what is doubtful; place a prompt first."
+            )
+            self.view.showStatus(_("No further slice is doubtful.") if met else unknown)
         elif self.volume_node is not None and self.segmentation_node is not None:
             segment_id, axis, index = place
             nodes.jump_views(self.volume_node, axis, index)

@@ -281,6 +281,18 @@ def test_a_volume_whose_file_was_not_found_is_told_of_whatever_button_is_pressed
     assert panel.view.errors == ["CT has no image; choose a CT volume."] * 5
 
 
+def test_no_slice_is_called_certain_of_segments_that_the_engine_has_yet_to_work_on(panel: Panel, desk: Desk) -> None:  # noqa: F811
+    paint(desk.volume, desk.segmentation, desk.segment, 0, 5, np.ones((64, 64), bool))
+    panel.next_doubtful()
+    assert panel.assistant.wait()
+    assert "cannot tell what is doubtful" in panel.view.sentences[-1]
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    while "not sure" in panel.view.sentences[-1] or "cannot tell" in panel.view.sentences[-1]:
+        panel.next_doubtful()
+        assert panel.assistant.wait()
+    assert panel.view.sentences[-1] == "No further slice is doubtful."
+
+
 # ---- segmentations of surfaces, as they come from RTSTRUCT and STL
 
 
