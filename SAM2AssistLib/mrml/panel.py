@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -342,7 +343,8 @@ class Panel:
         with self._guarded():
             workspace = self.workspace()
             if workspace is not None:
-                workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, self._jump)
+                jump = partial(self._jump, workspace)
+                workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, jump)
 
     def save_nrrd(self, path: str) -> None:
         """Save the segmentation as it is now."""
@@ -426,14 +428,16 @@ class Panel:
         if workspace in self._current() and workspace.painter.size_bytes <= EDITOR_STATE_BYTES:
             self.view.saveEditorState()
 
-    def _jump(self, place: tuple[str, int, int] | None) -> None:
+    def _jump(self, workspace: Workspace, place: tuple[str, int, int] | None) -> None:
+        if workspace not in self._current():  # another case has been chosen while the engine was busy
+            return
         if place is None:
-            met = any(w.confidence for w in self._current())
+            met = bool(workspace.confidence)
             unknown = _(
                 "The engine has yet to work on these segments and cannot tell what is doubtful; place a prompt first."
             )
             self.view.showStatus(_("No further slice is doubtful.") if met else unknown)
-        elif self.volume_node is not None and self.segmentation_node is not None:
+        else:
             segment_id, axis, index = place
             nodes.jump_views(self.volume_node, axis, index)
             segment = self.segmentation_node.GetSegmentation().GetSegment(segment_id)

@@ -293,6 +293,19 @@ def test_no_slice_is_called_certain_of_segments_that_the_engine_has_yet_to_work_
     assert panel.view.sentences[-1] == "No further slice is doubtful."
 
 
+def test_a_doubtful_slice_of_a_case_that_is_no_longer_chosen_is_not_shown_in_the_next_one(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+) -> None:
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    panel.next_doubtful()
+    panel.volume_node = volume_node(desk.ct, "next")
+    panel.segmentation_node = nodes.make_segmentation(panel.scene, panel.volume_node)
+    panel.segmentation_node.GetSegmentation().AddEmptySegment(desk.segment, "healthy")
+    assert panel.assistant.wait()
+    assert not any("not sure" in sentence for sentence in panel.view.sentences)
+
+
 # ---- segmentations of surfaces, as they come from RTSTRUCT and STL
 
 
