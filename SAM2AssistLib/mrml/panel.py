@@ -343,8 +343,7 @@ class Panel:
         with self._guarded():
             workspace = self.workspace()
             if workspace is not None:
-                jump = partial(self._jump, workspace)
-                workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, jump)
+                workspace.ask("doubtful slice", workspace.desk.next_doubtful_slice, partial(self._jump, workspace))
 
     def save_nrrd(self, path: str) -> None:
         """Save the segmentation as it is now."""
@@ -477,14 +476,16 @@ class Panel:
         self.view.updateButtons()
 
     def _cursor_moved(self) -> None:
-        """Show what a click would give, while a point is being placed and the engine has time."""
+        """Show what a click would give, while a point is being placed and the engine has time; nothing beside views."""
         self._follow_segment()
-        if self._placing is None or self._placing[0] != Kind.POINT.value or not self._live_preview or self.busy():
+        if self._placing is None or self._placing[0] != Kind.POINT.value:
             return
         position = [0.0, 0.0, 0.0]
         crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         workspaces, segment_id = self._current(), self.segment_id()
-        if workspaces and segment_id and crosshair.GetCursorPositionRAS(position):
+        if not (self._live_preview and crosshair.GetCursorPositionRAS(position)):
+            self._preview.hide()
+        elif workspaces and segment_id and not self.busy():
             self._preview.ask(workspaces[0], segment_id, position, positive=self._placing[1])
 
     @contextmanager

@@ -264,6 +264,36 @@ def test_painted_voxels_do_not_count_as_the_work_of_the_engine(panel: Panel, des
     assert not panel.can_undo()
 
 
+def test_the_preview_goes_when_the_mouse_leaves_the_views_or_it_is_no_longer_wanted(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+) -> None:
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    panel.start_placing("point", True)
+    crosshair = desk.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+
+    def hover(index_kji: tuple[int, int, int]) -> None:
+        crosshair.SetCursorPositionRAS(desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
+
+    def shown() -> bool:
+        assert desk.assistant.wait()
+        node = desk.scene.GetFirstNodeByName(NAME)
+        return node is not None and bool(node.GetDisplayVisibility())
+
+    hover(RIGHT)
+    assert shown()
+    crosshair.SetCursorPositionInvalid()
+    assert not shown()
+    hover(LEFT)
+    crosshair.SetCursorPositionInvalid()  # before the engine has answered
+    assert not shown()
+    hover(RIGHT)
+    assert shown()
+    panel._live_preview = False
+    hover(LEFT)
+    assert not shown()
+
+
 # ---- scenes that are opened again
 
 
