@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,18 +55,26 @@ def _found_sources(choice: EngineChoice) -> Iterator[Sources]:
 
 def find_sources(choice: EngineChoice) -> Sources:
     """Look for an adapter and for support cases; for the worker's thread, because this imports torch."""
-    from SAM2AssistLib.prompting.self_prompt import CARD_FILE, HEAD_FILE, HEAD_NAME, embedded_adapter
+    from SAM2AssistLib.prompting.self_prompt import EMBEDDED_FOLDER
     from SAM2AssistLib.prompting.support_library import SupportLibrary
 
-    try:
-        folder = Path(choice.adapter) if choice.adapter else embedded_adapter(choice.model)
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        classes = tuple(map(str, card[HEAD_NAME]["classes"])) if (folder / HEAD_FILE).is_file() else ()
-    except (ModelError, OSError, ValueError, KeyError, TypeError):
-        # Without a usable adapter there is still the support library; a chosen one is refused when it is loaded.
-        classes = ()
+    # One of `sam2assist finetune` finds nothing by itself; the embedded head has a network of its own beside it.
+    folders = [Path(choice.adapter)] if choice.adapter else []
+    known = {folder: _classes_of(folder) for folder in (*folders, EMBEDDED_FOLDER / choice.model)}
+    adapter = next((folder for folder, classes in known.items() if classes), None)
     cases = {entry.name: entry.classes for entry in SupportLibrary().entries()}
-    return Sources(str(folder) if classes else None, classes, cases)
+    return Sources(None if adapter is None else str(adapter), () if adapter is None else known[adapter], cases)
+
+
+def _classes_of(folder: Path) -> tuple[str, ...]:
+    """Return what the self-prompt head of an adapter finds; nothing if it has none, or is refused when it is loaded."""
+    from SAM2AssistLib.engine.adapter import read_card
+    from SAM2AssistLib.prompting.self_prompt import HEAD_NAME, has_head
+
+    try:
+        return tuple(map(str, read_card(folder)[HEAD_NAME]["classes"])) if has_head(folder) else ()
+    except (ModelError, KeyError, TypeError):
+        return ()
 
 
 def _free_name(volume_name: str, taken: Container[str]) -> str:

@@ -157,3 +157,23 @@ def test_an_empty_segmentation_is_refused_in_a_sentence(window: Window) -> None:
     window.panel.add_to_support_library()
     window.settle()
     assert "has no segment with voxels" in window.ui.statusLabel.text
+
+
+def test_an_adapter_that_finds_nothing_by_itself_leaves_auto_segment_to_the_embedded_one(
+    window: Window, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="training adapters needs the package peft")
+    from SAM2AssistLib.engine.catalogue import find_model
+    from SAM2AssistLib.engine.loading import load_base
+    from SAM2AssistLib.training.lora import LoraRecipe, attach_lora, base_card, save_adapter
+
+    mini = find_model("mini")
+    adapted = attach_lora(load_base(mini), LoraRecipe(rank=1, targets=("decoder",)))
+    save_adapter(adapted, tmp_path / "tumours", base_card(mini))
+    window.settle()
+    known = window.panel.class_names()
+    window.widget.logic.getParameterNode().adapter = tmp_path / "tumours"
+    window.settle()
+    assert window.panel.class_names() == known
+    check_only(window, "liver")
+    assert window.ui.autoLabel.text.startswith("Looks for liver by the adapter mini.")
