@@ -64,7 +64,7 @@ class Row:
     ----------
     index, view : slice and view.
     recall : what it attends to; all memories are in the same view.
-    carried : (S/4, S/4) logits of the neighbouring slice in this view, or None.
+    carried : (S/4, S/4) logits of the neighbouring slice in this view, or None; on whatever device.
     reverse : direction of the propagation.
     """
 
@@ -234,7 +234,7 @@ class Network:
         mask = None
         if self.options.carried_logits:
             empty = torch.full((self.model.image_size // 4,) * 2, MOVED_OUTSIDE_LOGIT, device=plain.device)
-            carried = [empty if row.carried is None else row.carried.float() for row in rows]
+            carried = [empty if row.carried is None else self._here(row.carried) for row in rows]
             mask = draw_prompts(self.model.image_size, None, None, torch.stack(carried)[:, None])
         lean = lean_tracking(self.model, self.relief.products)
         if lean is None:
@@ -257,7 +257,7 @@ class Network:
         """
         found, place = self._features([(row.index, row.view) for row in rows])
         plain, high_res = _stack(found)
-        carried = [row.carried.float() for row in rows if row.carried is not None]
+        carried = [self._here(row.carried) for row in rows if row.carried is not None]
         mask = draw_prompts(self.model.image_size, None, None, torch.stack(carried)[:, None]) if carried else None
         recalls = [row.recall for row in rows]
         conditioned = condition(self.model, plain[place], self.encoder.positions, recalls, self.slices)
@@ -310,9 +310,16 @@ class Network:
         return replace(decoded, logits=refiner(decoded.logits, dense, edges))
 
     def _in_view(self, state: SliceState, view: View) -> Tensor:
-        # Logits that no lane needs any more rest in host memory.
-        logits = state.logits.to(self.device).float()
+        logits = self._here(state.logits)
         return logits if state.view == view else move_logits(logits, state.view, view, MOVED_OUTSIDE_LOGIT)
+
+    def _here(self, logits: Tensor) -> Tensor:
+        """Return logits on the device of the model, (..., h, w) float32.
+
+        They may be elsewhere: those that no lane needs any more rest in host memory, and while a row waits, the model
+        can have gone to the CPU for want of memory.
+        """
+        return logits.to(self.device).float()
 
     @staticmethod
     def _states(

@@ -77,6 +77,7 @@ class MaskGuidance(nn.Module):
         biases: list[Tensor | None] = [None] * len(attentions)
 
         def forward(image_embeddings: Tensor, **rest: Any) -> Any:
+            self.to(image_embeddings.device)  # for want of memory the decoder may have gone to the CPU meanwhile
             gate = self.gate(logits.to(image_embeddings), (image_embeddings.shape[-2], image_embeddings.shape[-1]))
             for number in range(len(attentions)):
                 biases[number] = self.bias_strengths[number] * gate.log().flatten(2)[:, None]  # (B, 1, 1, HW)

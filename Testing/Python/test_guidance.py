@@ -91,6 +91,27 @@ def test_after_the_block_the_decoder_is_as_it_was(a_model):
         torch.testing.assert_close(decode(a_model, features, fine).logits, before)
 
 
+class ElsewhereGuidance(MaskGuidance):
+    """A guidance on another device than there is here, until it is brought to the CPU."""
+
+    is_here = False
+
+    def to(self, device):
+        self.is_here = device.type == "cpu"
+        return self
+
+    def gate(self, logits, size):
+        if not self.is_here:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().gate(logits, size)
+
+
+def test_a_guidance_follows_a_decoder_that_has_gone_to_the_cpu(a_model):
+    guidance = ElsewhereGuidance(len(guided_attentions(a_model.sam_mask_decoder)))
+    given = inputs(a_model)
+    assert guided(a_model, guidance, *given).equal(guided(a_model, a_guidance(a_model), *given))
+
+
 def test_each_row_is_guided_by_its_own_mask(a_model):
     guidance = a_guidance(a_model)
     features, fine, logits = inputs(a_model)

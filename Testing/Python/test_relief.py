@@ -19,6 +19,7 @@ from SAM2AssistLib.engine.lean_memory import LeanMemoryEncoder
 from SAM2AssistLib.engine.loading import engine_for
 from SAM2AssistLib.engine.network import Network
 from SAM2AssistLib.errors import ModelError
+from SAM2AssistLib.prompting.error_head import ErrorHead, channels_of
 
 STAGES = {
     "encode": (SliceEncoder, "_encode"),
@@ -113,6 +114,30 @@ def test_features_of_a_device_with_another_precision_are_used_in_that_of_this_on
         encoder._cache = OrderedDict(halved)
         click(session, segment, (5, 34, 20))
         assert list(session.propagate())
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of another device than there is here: it mixes with no other, and `to` brings it here."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        given = [item for each in args for item in (each if isinstance(each, list | tuple) else [each])]
+        if func is torch.Tensor.to and isinstance(args[1], torch.device):
+            return args[0].as_subclass(torch.Tensor)
+        if any(isinstance(item, torch.Tensor) and not isinstance(item, cls) for item in given):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_what_was_carried_before_the_network_went_to_the_cpu_is_carried_on(quick_engine, a_blob_volume, monkeypatch):
+    carried = Network.carried
+    monkeypatch.setattr(Network, "carried", lambda *given: carried(*given).as_subclass(Elsewhere))
+    with quick_engine().open(a_blob_volume) as session:
+        segment = session.add_segment("blob")
+        click(session, segment, (5, 32, 20))
+        assert run(session)
+        head = ErrorHead(channels_of(session.engine.model))
+        assert session.predicted_error(segment, 5, head) is not None
 
 
 @pytest.mark.parametrize(("size", "rows"), [(128, 32), (256, 32), (512, 8), (1024, 2)])
