@@ -30,7 +30,7 @@ def engine_to_measure(model: str, device: str, size: int | None = None, *, untra
         As `load_engine`, or if the size does not fit.
     """
     spec = find_model(model)
-    size = size or spec.image_size
+    size = spec.image_size if size is None else size
     torch.manual_seed(SEED)
     network = build_sam2(spec.architecture, size, max_cond_frames_in_attn=CONDITIONING_LIMIT)
     if not untrained:

@@ -40,6 +40,12 @@ def test_a_model_that_was_not_fetched_is_refused_with_both_ways_out(tmp_path, mo
     assert "--untrained" in sentence
 
 
+@pytest.mark.parametrize("size", ["0", "-64", "100"])
+def test_a_size_that_no_network_has_is_refused_and_not_replaced_by_the_models_own(capfd, size):
+    done = run(capfd, "bench", "--untrained", "--quick", "--slices", "8", "--size", size)
+    assert "multiple of 32" in sentence_of(done)
+
+
 def test_a_scene_is_as_long_as_asked_for_and_every_object_is_on_its_slice():
     scene = make_scene(100, 128, 13)
     assert scene.volume.array.shape == (100, 128, 128)
