@@ -108,7 +108,7 @@ def installing(requirements_file: Path, wheel_folder: str = "") -> Iterator[Inst
     Raises
     ------
     InputError
-        If the PyTorch extension is needed and not installed, or there is no such folder.
+        If the PyTorch extension is needed and not installed, there is no such folder, or Slicer is too old.
     InstallError
         If a package cannot be installed; the sentence names it and says what to do.
     ModelError
@@ -119,6 +119,8 @@ def installing(requirements_file: Path, wheel_folder: str = "") -> Iterator[Inst
         raise InputError(said.format(folder=wheel_folder))
     source = f"--no-index --find-links {_quoted(wheel_folder)}" if wheel_folder else ""
     missing = [item.requirement for item in missing_packages(requirements_file)]
+    if missing:
+        _check_slicer()
     for number, requirement in enumerate(missing, start=1):
         yield Installing(requirement, number, len(missing))
         try:
@@ -146,6 +148,14 @@ def place_weights(folder: Path) -> list[str]:
     for spec in found:
         store.place(spec, folder / spec.file_name)
     return [spec.name for spec in found]
+
+
+def _check_slicer() -> None:
+    try:
+        import slicer.packaging  # noqa: F401
+    except ModuleNotFoundError as error:
+        said = _("This version of Slicer cannot install packages for a module; get Slicer 5.12 or newer.")
+        raise InputError(said) from error
 
 
 def _install(requirement: str, source: str) -> None:

@@ -116,6 +116,17 @@ def test_a_folder_that_is_not_there_is_refused(pip: list, tmp_path: Path) -> Non
     assert not pip
 
 
+def test_a_slicer_that_cannot_install_packages_is_refused_with_the_one_that_can(
+    monkeypatch: pytest.MonkeyPatch, pip: list
+) -> None:
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
+    only(monkeypatch)
+    with pytest.raises(InputError, match=r"get Slicer 5\.12 or newer"):
+        list(first_run.installing(REQUIREMENTS))
+    monkeypatch.setattr(first_run, "_is_there", lambda _: True)
+    assert not list(first_run.installing(REQUIREMENTS))
+
+
 def test_torch_without_the_pytorch_extension_is_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, pip: list
 ) -> None:
