@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,15 +56,27 @@ def _found_sources(choice: EngineChoice) -> Iterator[Sources]:
 
 def find_sources(choice: EngineChoice) -> Sources:
     """Look for an adapter and for support cases; for the worker's thread, because this imports torch."""
-    from SAM2AssistLib.prompting.self_prompt import EMBEDDED_FOLDER
     from SAM2AssistLib.prompting.support_library import SupportLibrary
 
-    # One of `sam2assist finetune` finds nothing by itself; the embedded head has a network of its own beside it.
-    folders = [Path(choice.adapter)] if choice.adapter else []
-    known = {folder: _classes_of(folder) for folder in (*folders, EMBEDDED_FOLDER / choice.model)}
-    adapter = next((folder for folder, classes in known.items() if classes), None)
+    folder = _folder_of_head(choice)
+    classes = _classes_of(folder)
     cases = {entry.name: entry.classes for entry in SupportLibrary().entries()}
-    return Sources(None if adapter is None else str(adapter), () if adapter is None else known[adapter], cases)
+    return Sources(str(folder) if classes else None, classes, cases)
+
+
+def _folder_of_head(choice: EngineChoice) -> Path:
+    """Return the chosen adapter, or the embedded one: beside one of `sam2assist finetune`, too, which has no head."""
+    from SAM2AssistLib.engine.adapter import check_adapter_files
+    from SAM2AssistLib.prompting.self_prompt import EMBEDDED_FOLDER, has_head
+
+    embedded = EMBEDDED_FOLDER / choice.model
+    if not choice.adapter:
+        return embedded
+    chosen = Path(choice.adapter)
+    with suppress(ModelError):  # which is told when it is loaded
+        check_adapter_files(chosen)
+        return chosen if has_head(chosen) else embedded
+    return chosen
 
 
 def _classes_of(folder: Path) -> tuple[str, ...]:
@@ -94,14 +107,20 @@ class AutoMode:
 
     def __init__(self, panel: Panel) -> None:
         self.panel = panel
-        self.sources, self.looked = Sources(None, (), {}), False
+        self.sources = Sources(None, (), {})
+        self._looked_for: EngineChoice | None = None
+
+    @property
+    def looked(self) -> bool:
+        """Whether it is known what there is to learn from, with the engine that is chosen now."""
+        return self._looked_for == self.panel.assistant.choice
 
     def refresh(self, told: Callable[[], None]) -> None:
         """Look anew for what there is to learn from; `told` is called when the answer is there."""
         choice = self.panel.assistant.choice
 
         def answer(sources: Sources) -> None:
-            self.sources, self.looked = sources, True
+            self.sources, self._looked_for = sources, choice
             told()
 
         self.panel.jobs.start(_("look for classes"), lambda: _found_sources(choice), answer)
@@ -109,7 +128,7 @@ class AutoMode:
     def description(self, classes: Sequence[str]) -> str:
         """Say beforehand what will be done."""
         if not self.looked:
-            return _("It is not known yet what can be looked for.")
+            return self._not_known()
         if not self.sources.classes:
             return _("Choose an adapter under Advanced, or segment a case and add it to the support library.")
         if not classes:
@@ -131,8 +150,11 @@ class AutoMode:
         Raises
         ------
         InputError
-            If nothing is checked, a segment of that name holds something already, or the segmentation has no labelmaps.
+            If nothing is checked, a segment of that name holds something already, or the segmentation has no labelmaps;
+            or if another engine was chosen just now, and what it can look for is not known yet.
         """
+        if not self.looked:
+            raise InputError(self._not_known())
         if not classes:
             raise InputError(_("Check at least one class for Auto-Segment."))
         workspace = self.panel.workspace(make=True)
@@ -177,6 +199,10 @@ class AutoMode:
         return add
 
     # Inside
+
+    @staticmethod
+    def _not_known() -> str:
+        return _("It is not known yet what can be looked for; wait a moment.")
 
     def _shared_out(self, classes: Sequence[str]) -> tuple[list[str], list[str]]:
         """Split classes into those found by support cases and those found by the adapter."""

@@ -159,6 +159,16 @@ def test_an_empty_segmentation_is_refused_in_a_sentence(window: Window) -> None:
     assert "has no segment with voxels" in window.ui.statusLabel.text
 
 
+def test_an_adapter_that_was_chosen_just_now_is_not_passed_over_by_the_one_before(
+    window: Window, tmp_path: Path
+) -> None:
+    window.settle()
+    window.widget.logic.getParameterNode().adapter = tmp_path / "another"
+    window.panel.auto_segment(["liver"])
+    assert window.ui.statusLabel.text == "It is not known yet what can be looked for; wait a moment."
+    assert window.panel.segmentation_node is None
+
+
 def test_an_adapter_that_finds_nothing_by_itself_leaves_auto_segment_to_the_embedded_one(
     window: Window, tmp_path: Path
 ) -> None:

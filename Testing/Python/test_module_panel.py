@@ -120,7 +120,9 @@ def test_nothing_is_said_of_adapters_before_they_have_been_looked_for(
     from SAM2AssistLib.mrml.auto import AutoMode
 
     monkeypatch.setenv("SAM2ASSIST_SUPPORTS", str(tmp_path))
-    assert AutoMode(a_panel.panel).description(["liver"]) == "It is not known yet what can be looked for."
+    assert (
+        AutoMode(a_panel.panel).description(["liver"]) == "It is not known yet what can be looked for; wait a moment."
+    )
     a_host.user.wait_until(lambda: not a_panel.panel.busy(), 60.0)
     assert a_panel.ui.autoLabel.text.startswith("Looks for liver")
     a_panel.ui.adapterPath.currentPath = str(tmp_path)
