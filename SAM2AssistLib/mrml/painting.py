@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from SAM2AssistLib.mrml.desk import Patch
 from SAM2AssistLib.mrml.journal import EMPTY, Entry, KnownMask, packed, unpacked
 from SAM2AssistLib.mrml.masking import Overlap, Rules
-from SAM2AssistLib.mrml.voxels import Grid, LabelmapState, SegmentVoxels, draw
+from SAM2AssistLib.mrml.voxels import Grid, LabelmapState, SegmentVoxels, draw, has_labelmaps
 
 EDITED = LabelmapState("", -1)
 """State of a labelmap that others have changed, and we since: no labelmap ever is in it."""
@@ -120,8 +120,13 @@ class Painter:
         return segment_id in self._states and self.voxels(segment_id).state() != self._states[segment_id]
 
     def found_changes(self) -> dict[str, KnownMask]:
-        """Read the segments that others have changed; those whose voxels are the same all the same are left out."""
-        found = {}
+        """Read the segments that others have changed; those whose voxels are the same all the same are left out.
+
+        Nothing is found in surfaces: their labelmaps are gone, which is not what somebody has drawn.
+        """
+        found: dict[str, KnownMask] = {}
+        if not has_labelmaps(self.node):
+            return found
         for segment_id, known in self.known.items():
             if self.has(segment_id) and self.edited_meanwhile(segment_id):
                 mask = KnownMask.of(self.voxels(segment_id).slices(known.axis), known.axis)

@@ -326,6 +326,11 @@ class SegmentVoxels:
         self.segment.AddRepresentation(LABELMAP, image)
 
 
+def has_labelmaps(segmentation_node: Any) -> bool:
+    """Whether a segmentation consists of labelmaps, and not of surfaces or contours."""
+    return bool(segmentation_node.GetSegmentation().GetSourceRepresentationName() == LABELMAP)
+
+
 def check_labelmaps(segmentation_node: Any) -> None:
     """Refuse a segmentation of surfaces or contours: what is read there may be nothing, and what is written is lost.
 
@@ -334,7 +339,7 @@ def check_labelmaps(segmentation_node: Any) -> None:
     InputError
         If it does not consist of labelmaps.
     """
-    if segmentation_node.GetSegmentation().GetSourceRepresentationName() != LABELMAP:
+    if not has_labelmaps(segmentation_node):
         said = _(
             "The segmentation {name} does not consist of labelmaps; make 'Binary labelmap' its source representation"
             " in the Segmentations module."

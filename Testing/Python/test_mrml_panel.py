@@ -378,3 +378,22 @@ def test_a_click_into_surfaces_is_taken_back_and_the_next_into_labelmaps_is_answ
     assert (desk.do(left, point(desk.ct, beside)) == desk.do(right, point(desk.ct, beside))).all()
     assert desk.mask(left)[RIGHT]
     assert len(panel.view.errors) == 1
+
+
+def test_prompts_and_undo_outlast_that_the_segmentation_is_one_of_surfaces_for_a_while(
+    desk: Desk,  # noqa: F811
+    panel: Panel,
+    surfaces: Any,
+) -> None:
+    assert panel.assistant.wait()
+    assert desk.workspace.prompts.gestures("ball")
+    assert panel.can_undo()
+    surfaces.CreateRepresentation("Binary labelmap")
+    surfaces.SetSourceRepresentationName("Binary labelmap")
+    assert panel.assistant.wait()
+    assert desk.workspace.prompts.gestures("ball")
+    panel.undo()
+    panel.undo()
+    assert panel.assistant.wait()
+    assert not desk.workspace.prompts.gestures("ball")
+    assert not panel.view.errors
