@@ -149,6 +149,7 @@ class FineTuner:
                 self._is_whole = False
                 self.position.epoch, self.position.step_in_epoch = self.position.epoch + 1, 0
                 self._plan_scores = self.pruner.state_dict()
+                self._is_whole = True
         except KeyboardInterrupt:
             # Of several processes the others may have ended, and would be waited for.
             if self._is_whole and self.accelerator.num_processes == 1:
@@ -256,6 +257,7 @@ class FineTuner:
             group["lr"] = group["peak"] * self._rate()
         self.optimizer.zero_grad()
         found: dict[tuple[int, int], float] = {}
+        encoded = decoded = 0
         for part in range(self.recipe.accumulate):
             batch = next(loader).to(self.accelerator.device)
             last = part == self.recipe.accumulate - 1
@@ -265,12 +267,13 @@ class FineTuner:
                 with self.accelerator.no_sync(self.wrapped):
                     outcome = self._pass(batch, choice)
             found |= _scores(batch, outcome)
-            processes = self.accelerator.num_processes
-            self.position.encoded += batch.images.shape[0] * batch.images.shape[1] * processes
-            self.position.decoded += outcome.decodes * processes
+            encoded += batch.images.shape[0] * batch.images.shape[1]
+            decoded += outcome.decodes
         self._is_whole = False
         self._update()
         self._record(found)
+        self.position.encoded += encoded * self.accelerator.num_processes
+        self.position.decoded += decoded * self.accelerator.num_processes
         self.position.step += 1
         self.position.step_in_epoch += 1
         self._is_whole = True

@@ -127,6 +127,41 @@ def test_ctrl_c_keeps_the_steps_that_are_done_and_none_by_halves(
     assert (out / WEIGHTS_FILE).read_bytes() == (an_unbroken_run / WEIGHTS_FILE).read_bytes()
 
 
+def test_ctrl_c_between_two_epochs_keeps_the_first(a_folder, tmp_path, monkeypatch):
+    out, done, real = tmp_path / "adapter", [], Pruner.plan
+
+    def then_ctrl_c(pruner, epoch):
+        if epoch > 0:
+            raise KeyboardInterrupt
+        return real(pruner, epoch)
+
+    monkeypatch.setattr(Pruner, "plan", then_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_tiny(a_folder, out, a_recipe(), report=lambda progress: done.append(progress.step))
+    position = torch.load(out / RUN_FOLDER / CHECKPOINT, weights_only=True)["position"]
+    assert (position["epoch"], position["step_in_epoch"], position["step"]) == (1, 0, done[-1])
+
+
+def test_slices_of_a_step_that_ctrl_c_has_broken_off_are_counted_once(a_folder, tmp_path, monkeypatch):
+    out, passes, done, real = tmp_path / "adapter", [], [], TrainingUnit.forward
+
+    def then_ctrl_c(*arguments):
+        passes.append(len(done))
+        if passes.count(2) == 2:  # in the second half of the third step
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    def finetune(folder):
+        recipe = a_recipe(steps=6, accumulate=2)
+        return finetune_tiny(a_folder, folder, recipe, report=lambda progress: done.append(progress.step)).card
+
+    monkeypatch.setattr(TrainingUnit, "forward", then_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(out)
+    monkeypatch.setattr(TrainingUnit, "forward", real)
+    assert finetune(out)["training"]["slices_encoded"] == finetune(tmp_path / "unbroken")["training"]["slices_encoded"]
+
+
 def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
     check_adapter_files(finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe(seed=20261122151500)).folder)
 
