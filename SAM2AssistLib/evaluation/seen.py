@@ -16,11 +16,12 @@ from SAM2AssistLib.evaluation.cases import Case, listed
 def learned_from(cases: Sequence[Case], model: str, adapter: Path | None) -> list[str]:
     """List the cases that the card of the model or of its adapter names among those it was trained on.
 
-    A case "ct_sarcoma/sts_001" is found as "sts_001", too. Names are all there is to go by: cards hold no images.
+    A case "ct_sarcoma/sts_001" is found as "sts_001", too, and the other way round: its folder may have been trained on
+    or measured by itself. Names are all there is to go by: cards hold no images.
     """
     cards = [store.card_path(find_model(model)), *([] if adapter is None else [adapter / CARD_FILE])]
     named = {name for card in cards for name in _trained_on(card)}
-    return [case.name for case in cases if {case.name, case.name.rpartition("/")[2]} & named]
+    return [case.name for case in cases if any(_is_one(case.name, name) for name in named)]
 
 
 def note_on(names: Sequence[str]) -> str:
@@ -30,6 +31,10 @@ def note_on(names: Sequence[str]) -> str:
         f"{which} named among the training cases of what segments ({listed(names)}); figures on patients that it has "
         "seen say little about others."
     )
+
+
+def _is_one(name: str, other: str) -> bool:
+    return f"/{name}".endswith(f"/{other}") or f"/{other}".endswith(f"/{name}")
 
 
 def _trained_on(card: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,14 @@ def test_cases_that_an_adapter_or_its_base_was_trained_on_are_found_by_name(tmp_
     assert learned_from(cases, "mini", None) == ["sts_001"]
     (tmp_path / "card.json").write_text(json.dumps({"data": {"cases": {"train": ["one"], "val": ["two"], "test": []}}}))
     assert learned_from(cases, "mini", tmp_path) == ["one", "sts_001"]
+
+
+def test_cases_of_a_folder_are_found_whether_it_was_trained_on_by_itself_or_within_another(tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps({"data": {"cases": {"train": ["tumours/one", "two", "e"]}}}))
+    cases = find_cases(write_data(tmp_path / "data", ("one", "two")))
+    assert learned_from(cases, "sam2.1-tiny", tmp_path) == ["one", "two"]
+    elsewhere = [SimpleNamespace(name=name) for name in ("tumours/one", "healthy/one", "healthy/two")]
+    assert learned_from(elsewhere, "sam2.1-tiny", tmp_path) == ["tumours/one", "healthy/two"]
 
 
 @pytest.mark.parametrize("card", ["{", "[]", '{"data": []}', '{"data": {"cases": {"train": "one"}}}', None])
