@@ -24,7 +24,8 @@ WITHOUT_EFFECT = {
     "qalora_group_size", "revision", "task_type",
 }  # fmt: skip
 """Settings that say nothing of what is added to the weights."""
-NEUTRAL: tuple[object, ...] = (None, False, "none", {}, [])
+NEUTRAL: tuple[object, ...] = ("none", {}, [])
+"""Beside None and False, which 0 is not: it can be the number of a layer."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def plain_updates(config: Mapping[str, Any], model: nn.Module) -> LowRankUpdates
     targets, parts = config.get("target_modules"), config.get("modules_to_save") or []
     if (
         config.get("peft_type") != "LORA"
-        or any(value not in NEUTRAL for value in others.values())
+        or not all(value is None or value is False or value in NEUTRAL for value in others.values())
         or config.get("init_lora_weights", True) not in (True, False, "gaussian")  # others change the base, too
         or not (isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float) and math.isfinite(alpha))
         or not (_are_names(targets) or (isinstance(targets, str) and targets != "all-linear"))

@@ -172,6 +172,7 @@ def test_plain_lora_is_merged_bit_by_bit_as_peft_does_without_peft(tmp_path, mon
     [
         {"use_dora": True},
         {"rank_pattern": {"linear1": 2}},
+        {"layers_to_transform": 0, "target_modules": ["linear1"]},
         {"lora_bias": True},
         {"bias": "lora_only"},
         {"target_modules": ["image_encoder.neck.convs.0.conv"]},
