@@ -171,6 +171,13 @@ def test_a_data_set_of_nnunet_is_read_and_its_test_cases_stay_out_of_training(tm
     assert (set(split.train), split.val, split.test) == ({"case_1", "case_2"}, (), ("case_3",))
 
 
+def test_in_a_data_set_of_nnunet_labels_mean_what_it_says_also_where_its_cases_come_from_flare22(tmp_path):
+    for path in an_nnunet_data_set(tmp_path).glob("*/case_*"):
+        path.rename(path.with_name(path.name.replace("case_", "FLARE22_Tr_000")))
+    data = find_data(tmp_path)
+    assert (data.layout, data.names) == ("nnU-Net", {"liver": 1, "liver_tumour": 2})
+
+
 def test_a_data_set_of_nnunet_without_references_for_its_tests_is_split_by_names(tmp_path):
     shutil.rmtree(an_nnunet_data_set(tmp_path) / "labelsTs")
     assert [case.name for case in find_data(tmp_path).cases] == ["case_1", "case_2"]

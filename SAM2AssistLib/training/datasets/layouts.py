@@ -253,8 +253,9 @@ def _totalsegmentator_split(path: Path, cases: Iterable[Case]) -> dict[str, tupl
     return split if split["train"] else {}
 
 
+# One of nnU-Net says itself what its labels mean, and its images may still be called as in FLARE22.
 LAYOUTS: tuple[Callable[[Path], DataSet | None], ...] = (
-    _plain, _btcv, _flare22, _amos, _nnunet, _msd, _totalsegmentator, _case_folders,
+    _plain, _btcv, _amos, _nnunet, _flare22, _msd, _totalsegmentator, _case_folders,
 )  # fmt: skip
 
 
