@@ -34,7 +34,7 @@ class Finding:
     def __init__(self, journal: Journal, painter: Painter, prompts: PromptNodes, desk: Desk, submit: Submit) -> None:
         self.journal, self.painter, self.prompts, self.desk = journal, painter, prompts, desk
         self._submit = submit
-        self._wanted: list[frozenset[str]] = []
+        self._wanted: list[set[str]] = []
 
     def start(
         self,
@@ -51,7 +51,7 @@ class Finding:
         ----------
         told : called at the end, before `answer`, with the error that ended it or None.
         """
-        ids = frozenset(wanted.values())
+        ids = set(wanted.values())
         self._wanted.append(ids)
         found: list[Verdicts] = []
 
@@ -78,10 +78,15 @@ class Finding:
 
         return self._submit(_("Auto-Segment"), step, work, ended, Rank.LONG)
 
+    def leave_out(self, segment_id: str) -> None:
+        """Take note that a segment has been deleted: a new one that gets its id is none that is looked for."""
+        for ids in self._wanted:
+            ids.discard(segment_id)
+
     def close(self) -> None:
         """Remove the segments that nothing has been found in yet."""
         wanted, self._wanted = self._wanted, []
-        self._remove_unfilled(frozenset().union(*wanted))
+        self._remove_unfilled(set().union(*wanted))
 
     def _remove_unfilled(self, segment_ids: Iterable[str]) -> None:
         """Remove the segments in which nothing has been found, and nobody has painted or begun to place prompts."""

@@ -73,7 +73,7 @@ class Workspace:
         self.painter = Painter(segmentation_node, grid, desk.axis, array_view(volume_node), rules)
         self.journal = Journal()
         self._turning = Turning(self.journal, self.painter, desk, self._submit_turn)
-        self.closed = False
+        self.closed = self._touched = False
         self.confidence: dict[str, Confidence] = {}
         self.successor: Callable[[], Workspace] = lambda: self
         self._synced: dict[str, tuple[Gesture, ...]] = {}
@@ -81,7 +81,6 @@ class Workspace:
         self._propagating = Propagating(self.journal, desk, rules, self._submit, self._begin, self._told, listener)
         self._held: set[tuple[str, int, int]] = set()
         self._leaving: list[str] = []
-        self._touched = False
         self._cancels = 0
         self.prompts = PromptNodes(scene, volume_node, segmentation_node, self.prompts_changed)
         self._finding = Finding(self.journal, self.painter, self.prompts, desk, self._submit)
@@ -255,6 +254,7 @@ class Workspace:
         """
         self._leaving.append(segment_id)
         self._propagating.leave_out(segment_id)
+        self._finding.leave_out(segment_id)
         self.painter.forget(segment_id)
         self._synced.pop(segment_id, None)
         self.confidence.pop(segment_id, None)

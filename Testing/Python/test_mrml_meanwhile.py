@@ -109,6 +109,31 @@ def test_a_click_into_a_segment_that_auto_segment_has_not_filled_yet_keeps_the_s
     assert not desk.errors
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_new_segment_that_gets_the_id_of_one_that_auto_segment_was_to_fill_stays(
+    desk: Desk,  # noqa: F811
+    closed: bool,
+) -> None:
+    liver, spleen, go_on = desk.add_segment("liver"), desk.add_segment("spleen"), threading.Event()
+    segments = desk.segmentation.GetSegmentation()
+
+    def auto(*_: Any) -> Iterator[Any]:
+        assert go_on.wait(300)
+        yield Progress(0, 1)
+
+    desk.workspace.desk.auto = auto  # type: ignore[method-assign]
+    desk.workspace.auto_segment({"liver": liver, "spleen": spleen}, None, [], lambda _verdicts: None)
+    segments.RemoveSegment(liver)
+    segments.AddEmptySegment(liver, "tumour")  # as Slicer does, whose new segment is "Segment_1" again
+    if closed:
+        desk.assistant.close_workspaces()
+    go_on.set()
+    assert desk.assistant.wait()
+    assert desk.workspace.painter.has(liver)
+    assert not desk.workspace.painter.has(spleen)
+    assert not desk.errors
+
+
 @pytest.mark.parametrize("next_click", ["none", "other segment", "same segment"])
 def test_a_click_that_was_not_answered_before_the_model_was_changed_is_answered_by_the_new_one(
     desk: Desk,  # noqa: F811
