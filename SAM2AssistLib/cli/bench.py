@@ -105,7 +105,8 @@ def _rows(report: Report) -> Sequence[tuple[str, ...]]:
         rows.append((f"Roofline: {name}", f"{share['gflops']:.0f} GFLOP/s", "", "", f"{share['of_peak']:.0%} of peak"))
     peaks: dict[str, Any] = report.peak_mib
     for name, peak in peaks.items():
-        rows.append((f"Memory: {name}", f"{peak['ours']:.0f} MiB", f"{peak['upstream']:.0f} MiB", "", ""))
+        ours, upstream = (f"{peak[who]:.0f} MiB" if who in peak else "" for who in ("ours", "upstream"))
+        rows.append((f"Memory: {name}", ours, upstream, "", ""))
     for name, seconds in report.startup_s.items():
         rows.append((f"Start: {name}", f"{seconds:.2f} s", "", "", ""))
     return rows

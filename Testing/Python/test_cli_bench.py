@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from command_line import run, sentence_of
 
+from SAM2AssistLib.benchmark import report
+from SAM2AssistLib.benchmark.footprint import Load, Peak
 from SAM2AssistLib.benchmark.scene import make_scene
 from SAM2AssistLib.benchmark.timing import alternate
 
@@ -16,16 +18,24 @@ from SAM2AssistLib.benchmark.timing import alternate
 def test_the_json_has_ours_upstream_and_their_ratio_and_nothing_else_is_on_stdout(capfd):
     done = run(capfd, "bench", "--slices", "8", "--objects", "2", "--device", "cpu", "--quick", "--json")
     assert done.code == 0, done.err
-    report = json.loads(done.out)
-    assert report["machine"]["float32_gflops"] > 0
-    (encode,), (propagate,) = report["encode"], report["propagate"]
+    told = json.loads(done.out)
+    assert told["machine"]["float32_gflops"] > 0
+    (encode,), (propagate,) = told["encode"], told["propagate"]
     assert encode["ratio"] == pytest.approx(encode["ours_per_s"] / encode["upstream_per_s"])
     assert propagate["ratio"] == pytest.approx(propagate["upstream_s"] / propagate["ours_s"])
     assert (propagate["slices"], propagate["objects"], propagate["model"]) == (8, 2, "mini")
     assert propagate["mean_iou"] >= 0.99
     assert propagate["found"] > 0.5  # of nothing found, equality would say nothing
-    assert report["click_ms"]["p50"] <= report["click_ms"]["p95"]
-    assert {"peak_mib", "startup_s"} <= set(report)
+    assert told["click_ms"]["p50"] <= told["click_ms"]["p95"]
+    assert {"peak_mib", "startup_s"} <= set(told)
+
+
+def test_memory_is_told_by_the_lengths_that_it_was_measured_on_and_both_grow_over_two(monkeypatch):
+    monkeypatch.setattr(report, "peak_of", lambda who, load: Peak({"ours": 200.0, "upstream": 9.0}[who], 0.0, 8.0))
+    loads = [Load("mini", "cpu", 256, False, slices, 1) for slices in (100, 300, 1000)]
+    peaks = [report._peaks(load) for load in loads]
+    assert [peak.get("ours") for peak in peaks] == [None, 192.0, 192.0]
+    assert [peak.get("upstream") for peak in peaks] == [9.0, 9.0, None]
 
 
 @pytest.mark.parametrize("objects", ["", "0", "three", "1,,2", "33"])
