@@ -476,14 +476,14 @@ class Panel:
         self.view.updateButtons()
 
     def _cursor_moved(self) -> None:
-        """Show what a click would give, while a point is being placed and the engine has time; nothing beside views."""
+        """Show what a click would give, while a point is placed in a view and the engine has time; else nothing."""
         self._follow_segment()
         if self._placing is None or self._placing[0] != Kind.POINT.value:
             return
         position = [0.0, 0.0, 0.0]
         crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         workspaces, segment_id = self._current(), self.segment_id()
-        if not (self._live_preview and crosshair.GetCursorPositionRAS(position)):
+        if any(w.busy for w in workspaces) or not (self._live_preview and crosshair.GetCursorPositionRAS(position)):
             self._preview.hide()
         elif workspaces and segment_id and not self.busy():
             self._preview.ask(workspaces[0], segment_id, position, positive=self._placing[1])

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -292,6 +293,33 @@ def test_the_preview_goes_when_the_mouse_leaves_the_views_or_it_is_no_longer_wan
     panel._live_preview = False
     hover(LEFT)
     assert not shown()
+
+
+def test_the_preview_does_not_stay_where_a_click_was_while_the_engine_works_and_the_mouse_is_elsewhere(
+    panel: Panel,
+    desk: Desk,  # noqa: F811
+) -> None:
+    propagate, go_on = desk.workspace.desk.propagate, Event()
+
+    def held(*chosen: Any, **how: Any) -> Iterator[Any]:
+        assert go_on.wait(300)
+        yield from propagate(*chosen, **how)
+
+    def hover(index_kji: tuple[int, int, int]) -> None:
+        crosshair.SetCursorPositionRAS(desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
+
+    panel.start_placing("point", True)
+    crosshair = desk.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    desk.do(desk.segment, point(desk.ct, LEFT))
+    hover(RIGHT)
+    assert desk.assistant.wait()
+    assert desk.scene.GetFirstNodeByName(NAME).GetDisplayVisibility()
+    desk.workspace.desk.propagate = held  # type: ignore[method-assign]
+    desk.workspace.add_prompt(desk.segment, point(desk.ct, RIGHT))
+    hover(LEFT)
+    assert not desk.scene.GetFirstNodeByName(NAME).GetDisplayVisibility()
+    go_on.set()
+    assert desk.assistant.wait()
 
 
 # ---- scenes that are opened again
