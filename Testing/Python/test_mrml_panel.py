@@ -188,7 +188,11 @@ def test_auto_segment_takes_segments_that_are_empty_again_and_refuses_those_that
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     auto, asked = AutoMode(panel), []
-    auto.sources = Sources("adapter", ("ball",), {})
+    monkeypatch.setattr("SAM2AssistLib.mrml.auto.find_sources", lambda _choice: Sources("adapter", ("ball",), {}))
+    with pytest.raises(InputError, match="not known yet"):
+        auto.start(["ball"])
+    auto.refresh(lambda: None)
+    assert desk.assistant.wait()
     monkeypatch.setattr(type(desk.workspace), "auto_segment", lambda _, wanted, *rest: asked.append(wanted))
     desk.do(desk.segment, point(desk.ct, LEFT))
     with pytest.raises(InputError, match="already"):
