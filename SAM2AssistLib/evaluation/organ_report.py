@@ -30,11 +30,7 @@ def write_organ_report(
     found = [store.load(case.name) for case in cases]
     scores = [score for results in found if results is not None for score in results.records]
     content = {
-        "protocol": about.protocol,
-        "settings": about.settings,
-        "device": about.device,
-        "complete": about.complete,
-        "seen": list(about.seen),
+        **asdict(about),
         "cases": [case.name for case, results in zip(cases, found, strict=True) if results is not None],
         "source": plan.source.name,
         "told": plan.source.told,

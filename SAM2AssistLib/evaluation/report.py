@@ -82,11 +82,7 @@ def write_report(store: Store[Trial], cases: Sequence[Case], about: About, *, pi
     found = [store.load(case.name) for case in cases]
     trials = [trial for results in found if results is not None for trial in results.records]
     content = {
-        "protocol": about.protocol,
-        "settings": about.settings,
-        "device": about.device,
-        "complete": about.complete,
-        "seen": list(about.seen),
+        **asdict(about),
         "cases": [case.name for case, results in zip(cases, found, strict=True) if results is not None],
         "methods": summarise(about.protocol, trials) if trials else {},
     }

@@ -269,6 +269,11 @@ def test_painted_voxels_do_not_count_as_the_work_of_the_engine(panel: Panel, des
     assert not panel.can_undo()
 
 
+def hover(desk: Desk, index_kji: tuple[int, int, int]) -> None:  # noqa: F811
+    crosshair = desk.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+    crosshair.SetCursorPositionRAS(desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
+
+
 def test_the_preview_goes_when_the_mouse_leaves_the_views_or_it_is_no_longer_wanted(
     panel: Panel,
     desk: Desk,  # noqa: F811
@@ -277,25 +282,22 @@ def test_the_preview_goes_when_the_mouse_leaves_the_views_or_it_is_no_longer_wan
     panel.start_placing("point", True)
     crosshair = desk.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
 
-    def hover(index_kji: tuple[int, int, int]) -> None:
-        crosshair.SetCursorPositionRAS(desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
-
     def shown() -> bool:
         assert desk.assistant.wait()
         node = desk.scene.GetFirstNodeByName(NAME)
         return node is not None and bool(node.GetDisplayVisibility())
 
-    hover(RIGHT)
+    hover(desk, RIGHT)
     assert shown()
     crosshair.SetCursorPositionInvalid()
     assert not shown()
-    hover(LEFT)
+    hover(desk, LEFT)
     crosshair.SetCursorPositionInvalid()  # before the engine has answered
     assert not shown()
-    hover(RIGHT)
+    hover(desk, RIGHT)
     assert shown()
     panel._live_preview = False
-    hover(LEFT)
+    hover(desk, LEFT)
     assert not shown()
 
 
@@ -309,18 +311,14 @@ def test_the_preview_does_not_stay_where_a_click_was_while_the_engine_works_and_
         assert go_on.wait(300)
         yield from propagate(*chosen, **how)
 
-    def hover(index_kji: tuple[int, int, int]) -> None:
-        crosshair.SetCursorPositionRAS(desk.ct.ras_from_index_ijk(np.array(index_kji, float)[::-1]))
-
     panel.start_placing("point", True)
-    crosshair = desk.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
     desk.do(desk.segment, point(desk.ct, LEFT))
-    hover(RIGHT)
+    hover(desk, RIGHT)
     assert desk.assistant.wait()
     assert desk.scene.GetFirstNodeByName(NAME).GetDisplayVisibility()
     desk.workspace.desk.propagate = held  # type: ignore[method-assign]
     desk.workspace.add_prompt(desk.segment, point(desk.ct, RIGHT))
-    hover(LEFT)
+    hover(desk, LEFT)
     assert not desk.scene.GetFirstNodeByName(NAME).GetDisplayVisibility()
     go_on.set()
     assert desk.assistant.wait()

@@ -170,7 +170,8 @@ def _nnunet(root: Path) -> DataSet | None:
     split: dict[str, tuple[str, ...]] = {}
     for part, ending in (("train", "Tr"), ("test", "Ts")):
         labels = _images(root / f"labels{ending}")  # test images mostly have none
-        own = [Case(_stem(label), _partner_image(root / f"images{ending}", label), label, names) for label in labels]
+        images = root / f"images{ending}"
+        own = [Case(_stem(label), _image_of(images, label), label, names) for label in labels]
         split |= {part: tuple(case.name for case in own)} if own else {}
         cases += own
     if not cases:
@@ -186,14 +187,7 @@ def _nnunet_names(labels: object, description: Path) -> dict[int, str]:
             f"In {description} a label says 'ignore': what is in such parts is not known, and would be taught as "
             "background; take out the label, and cases that have it."
         )
-    return {value: str(name).lower().replace(" ", "_") for name, value in labels.items() if value != 0}
-
-
-def _partner_image(folder: Path, label: Path) -> Path:
-    for ending in IMAGE_ENDINGS:
-        if (folder / f"{_stem(label)}_0000{ending}").is_file():
-            return folder / f"{_stem(label)}_0000{ending}"
-    raise InputError(f"{label} has no image: {folder / _stem(label)}_0000.nii.gz is missing; add it, or take it away.")
+    return {value: _called(name) for name, value in labels.items() if value != 0}
 
 
 def _msd(root: Path) -> DataSet | None:
@@ -205,7 +199,7 @@ def _msd(root: Path) -> DataSet | None:
     if list(modality.values() if isinstance(modality, dict) else []) != ["CT"]:
         raise InputError(f"{description} describes {modality} instead of CT; choose a task of CT images.")
     try:
-        names = {int(value): str(name).lower().replace(" ", "_") for value, name in content["labels"].items()}
+        names = {int(value): _called(name) for value, name in content["labels"].items()}
         listed = [(str(entry["image"]), str(entry["label"])) for entry in content["training"]]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{description} lacks proper labels or training images; fetch it again.") from error
@@ -269,11 +263,28 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))]
 
 
+def _called(name: object) -> str:
+    return str(name).lower().replace(" ", "_")
+
+
 def _partner(folder: Path, stem: str, image: Path) -> Path:
-    for ending in IMAGE_ENDINGS:
-        if (folder / f"{stem}{ending}").is_file():
-            return folder / f"{stem}{ending}"
-    raise InputError(f"{image} has no labels: {folder / stem}.nii.gz is missing; add it, or take the image away.")
+    found = _image_called(folder, stem)
+    if found is None:
+        raise InputError(f"{image} has no labels: {folder / stem}.nii.gz is missing; add it, or take the image away.")
+    return found
+
+
+def _image_of(folder: Path, label: Path) -> Path:
+    stem = f"{_stem(label)}_0000"
+    found = _image_called(folder, stem)
+    if found is None:
+        raise InputError(f"{label} has no image: {folder / stem}.nii.gz is missing; add it, or take it away.")
+    return found
+
+
+def _image_called(folder: Path, stem: str) -> Path | None:
+    paths = (folder / f"{stem}{ending}" for ending in IMAGE_ENDINGS)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
