@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.mrml.words import translator
+
 if TYPE_CHECKING:
     from SAM2AssistLib.mrml.painting import Painter
+
+_ = translator(__file__)
 
 AUTOMATIC = "automatic"
 
@@ -75,6 +80,11 @@ class Rules:
         Returns
         -------
         bool (rows, columns), or None.
+
+        Raises
+        ------
+        InputError
+            If nothing may be edited anywhere, because the segment to keep inside of has been deleted.
         """
         import slicer
 
@@ -91,6 +101,10 @@ class Rules:
         outside = mode in (modes.EditAllowedOutsideAllSegments, modes.EditAllowedOutsideVisibleSegments)
         if mode == modes.EditAllowedInsideSingleSegment:
             masking = [str(editor.GetMaskSegmentID() or "")]
+            if not painter.has(masking[0]):
+                raise InputError(
+                    _("The segment that may be edited inside of is not there; choose another editable area.")
+                )
         else:
             visible = mode in (modes.EditAllowedInsideVisibleSegments, modes.EditAllowedOutsideVisibleSegments)
             masking = painter.segment_ids(visible_only=visible)

@@ -214,11 +214,11 @@ class Painter:
 
     def _put(self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_]) -> list[Entry]:
         known = self._along(segment_id, axis)
-        after = packed(mask)
-        before = known.put(index, after)
+        before, after = known.slices.get(index, EMPTY), packed(mask)
         if before == after:
             return []
         self._write(segment_id, axis, index, mask)
+        known.put(index, after)
         return [Entry(segment_id, axis, index, before, after)]
 
     def _cut(self, segment_id: str, axis: int, index: int, taken: NDArray[np.bool_]) -> list[Entry]:
@@ -226,8 +226,8 @@ class Painter:
         known = self._along(segment_id, axis)
         before = known.slices.get(index, EMPTY)
         after = packed(unpacked(before, taken.shape) & ~taken)  # type: ignore[arg-type]
-        known.put(index, after)
         self._write(segment_id, axis, index, self.voxels(segment_id).read_slice(axis, index) & ~taken)
+        known.put(index, after)
         return [] if before == after else [Entry(segment_id, axis, index, before, after)]
 
     def _write(self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_]) -> None:

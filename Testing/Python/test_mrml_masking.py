@@ -284,3 +284,20 @@ def test_a_workspace_that_is_made_for_new_voxels_begins_with_what_was_chosen(des
     assert after.desk.axis == desk.ct.array_axis_of("coronal")
     assert np.flatnonzero(found.any(axis=(0, 2))).tolist() == [LEFT[1]]
     assert (slicer.util.arrayFromVolume(desk.volume)[found] >= BRIGHT[0]).all()
+
+
+def test_inside_a_segment_that_has_been_deleted_nothing_is_painted_and_the_user_is_told_once(
+    desk: Desk,  # noqa: F811
+    panel: Panel,
+) -> None:
+    full, other, editor = unmasked(desk), other_segment(desk, "other"), panel.editor_node()
+    editor.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
+    editor.SetMaskSegmentID(other)
+    desk.segmentation.GetSegmentation().RemoveSegment(other)
+    assert not clicked(desk).any()
+    (error,) = panel.view.errors
+    assert "editable area" in str(error)
+    panel.view.errors.clear()
+    panel.undo()
+    editor.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere)
+    np.testing.assert_array_equal(clicked(desk), full)
