@@ -58,7 +58,9 @@ def auto(
     output: Output,
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", metavar="DIR", help="With a self-prompt head; if not given, the one in the package."),
+        typer.Option(
+            "--adapter", metavar="DIR", help="Its self-prompt head finds, or that of the package if it has none."
+        ),
     ] = None,
     support: Annotated[
         list[str] | None,

@@ -24,7 +24,7 @@ from SAM2AssistLib.evaluation.running import Plan, Progress, measure
 from SAM2AssistLib.evaluation.seen import learned_from
 from SAM2AssistLib.evaluation.sources import AutoSegment, FromBoxes, FromFiles, Source, SupportDraws
 from SAM2AssistLib.evaluation.store import Store
-from SAM2AssistLib.prompting.self_prompt import embedded_adapter, has_head, load_self_prompter
+from SAM2AssistLib.prompting.self_prompt import embedded_adapter, has_head, load_finder, load_self_prompter
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.loading import Engine
@@ -183,7 +183,7 @@ class WholeCases:
         adapter = request.adapter
         if adapter is None or (request.protocol != "auto" and not has_head(adapter)):
             return FromBoxes(engine)
-        return AutoSegment(engine, load_self_prompter(engine, adapter), None)
+        return AutoSegment(engine, load_finder(engine, adapter), None)
 
     def run(self) -> Iterator[Progress]:
         """Measure what has not been measured yet."""

@@ -40,6 +40,7 @@ from SAM2AssistLib.prompting.self_prompt import (
     has_embedded_adapter,
     has_head,
     is_in,
+    load_finder,
     load_self_prompter,
 )
 from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support, seen_by
@@ -130,7 +131,7 @@ def auto_segment(
     ----------
     session : into which the segments go.
     adapter : folder of an adapter with a self-prompt head, or the loaded head. The embedded one if there is neither an
-        adapter nor a support case. With support cases, that of the session's engine needs no head.
+        adapter nor a support case. That of the session's engine needs no head: support cases or the embedded one find.
     support : finished cases "like this one". A class that both know is found by the support cases.
     classes : which to look for; all that adapter and support know if None.
     corrections : rounds of corrections that the engine makes itself.
@@ -194,11 +195,11 @@ class _Run:
     ) -> SelfPrompter | None:
         if isinstance(adapter, SelfPrompter):
             return adapter
-        engine = self.session.engine
+        engine, folder = self.session.engine, None if adapter is None else Path(adapter)
         # One without a head is at work in the propagation, and says nothing of where a class is.
-        if support and (adapter is None or (is_in(engine, Path(adapter)) and not has_head(Path(adapter)))):
+        if support and (folder is None or (is_in(engine, folder) and not has_head(folder))):
             return None
-        return load_self_prompter(engine, embedded_adapter(engine.spec.name) if adapter is None else Path(adapter))
+        return load_finder(engine, folder)
 
     def _companion(self) -> SelfPrompter | None:
         """Load the adapter in the package, if it has one for the model: support cases work better with it."""

@@ -105,7 +105,7 @@ def find_class(maps: ClassMaps, name: str, cell_ml: float, options: TemplateOpti
     best = np.sort(confidence)[::-1][: options.best_slices]
     presence = float(best.mean()) if region.sum() * cell_ml >= options.least_ml else 0.0
     shown = np.flatnonzero(region.any(axis=(1, 2)))
-    if presence < options.presence:
+    if not shown.size or presence < options.presence:
         return Finding(name, presence, (0, 0), ())
     slack = round(options.slack_mm / maps.distance_mm)
     reach = (max(0, int(shown[0]) - slack), min(maps.slices - 1, int(shown[-1]) + slack))

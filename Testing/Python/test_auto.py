@@ -17,7 +17,7 @@ from SAM2AssistLib.errors import InputError, ModelError
 from SAM2AssistLib.overlap import dice
 from SAM2AssistLib.prompting.auto import AutoOptions, auto_segment
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions
-from SAM2AssistLib.prompting.self_prompt import load_self_prompter
+from SAM2AssistLib.prompting.self_prompt import embedded_adapter, load_finder, load_self_prompter
 from SAM2AssistLib.prompting.support import SupportCase, prepare_support, read_support
 from SAM2AssistLib.training.self_prompt_training import HeadSettings, write_adapter
 from SAM2AssistLib.volume import CTVolume
@@ -302,6 +302,17 @@ def test_an_adapter_without_a_head_goes_with_support_cases_if_the_engine_has_it(
     # An engine without it would leave it out, and nobody would know.
     with quick_engine().open(a_blob_volume) as session, pytest.raises(ModelError, match="no self-prompt head"):
         run(session, adapter=folder, support=[case], options=BY_PLAIN_CELLS)
+
+
+def test_what_an_adapter_without_a_head_is_at_work_in_the_embedded_head_finds(an_engine, an_adapter, tmp_path):
+    folder = copy_of(an_adapter, tmp_path)
+    (folder / "self_prompt.safetensors").unlink()
+    embedded = load_self_prompter(an_engine, embedded_adapter("mini"))
+    for engine, adapter in ((an_engine, None), (replace(an_engine, adapter=folder), folder)):
+        assert load_finder(engine, adapter).classes == embedded.classes
+    # An engine without it would leave it out, and nobody would know.
+    with pytest.raises(ModelError, match="no self-prompt head"):
+        load_finder(an_engine, folder)
 
 
 def test_an_adapter_for_another_base_is_refused(an_engine, an_adapter, tmp_path):

@@ -73,6 +73,14 @@ def test_case_folders_may_give_one_structure_different_values(tmp_path):
         assert np.array_equal(mask_of(data, case.name, "tumor"), labels_with(1) == 1)
 
 
+def test_a_file_of_another_layout_that_cannot_be_read_keeps_no_folder_from_being_read(tmp_path):
+    a_ct(tmp_path / "one" / "image.nii.gz")
+    write(tmp_path / "one" / "label.nii.gz", labels_with(5))
+    (tmp_path / "one" / "labels.json").write_text('{"liver": 5}')
+    (tmp_path / "dataset.json").write_text("not JSON")
+    assert find_data(tmp_path).layout == "case folders"
+
+
 def test_case_folders_may_be_links_to_where_the_data_lie(tmp_path):
     stored, root = tmp_path / "store" / "one", tmp_path / "data"
     a_ct(stored / "image.nii.gz")

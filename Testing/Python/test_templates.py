@@ -53,8 +53,11 @@ def test_a_speck_is_no_organ():
     assert finding.presence == 0.0
 
 
-def test_a_class_that_wins_no_voxel_is_absent():
-    finding = find_class(maps_of((2, 9, 10, 12, 8), (0, 0, 0, 0, 0)), "b", CELL_ML, TemplateOptions())
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_a_class_that_wins_no_voxel_is_absent(least):
+    maps = maps_of((2, 9, 10, 12, 8), (0, 0, 0, 0, 0))
+    finding = find_class(maps, "b", CELL_ML, TemplateOptions(presence=least))
+    assert not finding.templates
     assert finding.presence == 0.0
 
 

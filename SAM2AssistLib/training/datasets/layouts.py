@@ -155,7 +155,9 @@ def _amos(root: Path) -> DataSet | None:
 
 def _nnunet(root: Path) -> DataSet | None:
     description = root / "dataset.json"
-    content = _json_object(description) if description.is_file() else {}
+    if not description.is_file() or not any((root / f"images{ending}").is_dir() for ending in ("Tr", "Ts")):
+        return None
+    content = _json_object(description)
     if "channel_names" not in content:
         return None
     channels = content["channel_names"]
