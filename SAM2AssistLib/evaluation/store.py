@@ -77,7 +77,12 @@ class Store(Generic[Record]):
             make_folder(folder / part)
         path = folder / "settings.json"
         if path.is_file():
-            _check_same(folder, _read(path), settings)
+            held, cases = _read(path), sorted((folder / "cases").glob("*.json"))
+            if held.keys() != settings.keys() or any(_read(case).get("measured", True) for case in cases):
+                _check_same(folder, held, settings)
+            elif held != settings:
+                for case in cases:  # of a run that had nothing to measure, which with these settings may be otherwise
+                    case.unlink()
         write_json(path, settings)
 
     def hold_to(self, case: str, files: Sequence[Path], *names: Mapping[int, str]) -> None:

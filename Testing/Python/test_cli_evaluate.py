@@ -254,3 +254,19 @@ def test_a_case_that_the_model_was_trained_on_is_told_before_and_in_the_report(c
     assert warning.startswith("This case is named among the training cases of what segments (sts_001)")
     assert f"Note: {warning}" in outcome.err
     assert warning in (out / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("protocol", "wrong", "right"),
+    [
+        ("cvpr25", ("--least-voxels", "100000"), ("--least-voxels", "1")),
+        ("support", ("--seeds", "1", "--supports", "9"), ("--seeds", "1")),
+    ],
+)
+def test_after_a_run_that_measured_nothing_the_same_folder_takes_what_was_corrected(
+    capfd, data, out, protocol, wrong, right
+):
+    refused(capfd, data, out, protocol, "--case", "one", *wrong)
+    measured(capfd, data, out, protocol, "--case", "one", *right)
+    assert json.loads((out / "results.json").read_text())

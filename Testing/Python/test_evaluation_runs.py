@@ -226,11 +226,17 @@ def test_results_are_read_back_as_they_were(tmp_path):
 
 
 def test_a_folder_with_results_of_other_settings_is_refused_and_left_alone(tmp_path):
-    Store(tmp_path, SETTINGS, Trial)
+    Store(tmp_path, SETTINGS, Trial).save("one", CaseResults(("ball",), ("ball",), (a_trial((0.5,)),)))
     before = (tmp_path / "settings.json").read_text()
     with pytest.raises(InputError, match="holds results for clicks 2, not 5; choose another folder"):
         Store(tmp_path, {**SETTINGS, "clicks": 5}, Trial)
     assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_settings_of_another_program_are_not_replaced(tmp_path):
+    (tmp_path / "settings.json").write_text('{"theme": "dark"}')
+    with pytest.raises(InputError, match="choose another folder"):
+        Store(tmp_path, SETTINGS, Trial)
 
 
 def test_damaged_results_are_named(tmp_path):
