@@ -90,7 +90,7 @@ def auto(
     check_output_path(output)
     check_keeps_inputs(output, image, image)
     for support_image, mask in pairs:
-        check_keeps_inputs(output, support_image, mask)
+        check_keeps_inputs(output, support_image, mask, "support mask")
     if preview is not None:
         check_preview_path(preview)
     check_model(model, adapter)

@@ -205,4 +205,5 @@ def test_a_class_that_nobody_knows_is_refused(capfd, engine, a_library, files, t
 
 
 def test_a_result_is_not_written_over_a_support_mask(capfd, a_library, files):
-    assert "would be lost" in sentence_of(run(capfd, "auto", files[0], "-o", files[1], "--support", *files))
+    sentence = sentence_of(run(capfd, "auto", files[0], "-o", files[1], "--support", *files))
+    assert "is the support mask itself and would be lost" in sentence
