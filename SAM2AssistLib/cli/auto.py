@@ -161,7 +161,7 @@ def auto(
 
 def _nothing_found(classes: int, image: Path, output: Path) -> str:
     left = "is still that of an earlier run" if output.exists() else "was not written"
-    return f"Nothing found of the {classes} classes in {image.name}; {output.name} {left}."
+    return f"Nothing found of the {classes} classes in {image.absolute().name}; {output.name} {left}."
 
 
 def _adapter_used(adapter: Path | None, model: str) -> Path | None:

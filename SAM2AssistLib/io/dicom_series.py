@@ -119,7 +119,7 @@ def _existing_folder(folder: str | Path) -> Path:
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"There is no folder '{place}'.")
-    return place
+    return place if place.name else place.absolute()  # the working folder, '.', has no name to be told by
 
 
 def _refuse_damaged(damaged: Sequence[DamagedFile]) -> None:

@@ -270,6 +270,11 @@ def test_a_folder_without_dicom_is_refused(tmp_path):
     assert "no DICOM images" in refusal(tmp_path, names=tmp_path.name)
 
 
+def test_the_working_folder_is_told_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"'{tmp_path.name}'" in refusal(Path(), names=tmp_path.name)
+
+
 def test_a_folder_with_dicom_one_level_below_is_refused_with_the_folder_to_give(tmp_path, folder):
     write_dicom_series(folder, ct_values(SHAPE))
     assert "subfolder 'scan'" in refusal(tmp_path, names=tmp_path.name)
