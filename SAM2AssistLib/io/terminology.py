@@ -20,6 +20,9 @@ CODING_SCHEME = "SCT"
 _SIDES = {"left": "left", "right": "right", "l": "left", "r": "right", "lt": "left", "rt": "right"}
 _LESION = "lesion"
 
+# What divides Slicer's string, its list of tags and the lines of a header: meanings come from files of others.
+_DIVIDES_IN_SLICER = re.compile(r"[\^~|\\\s]+")
+
 
 @dataclass(frozen=True)
 class Code:
@@ -37,8 +40,8 @@ class Code:
     meaning: str
 
     def to_slicer(self) -> str:
-        """The code as part of Slicer's terminology string."""
-        return f"{CODING_SCHEME}^{self.value}^{self.meaning}"
+        """The code as part of Slicer's terminology string; what would divide that is a space."""
+        return "^".join(_DIVIDES_IN_SLICER.sub(" ", part).strip() for part in (CODING_SCHEME, self.value, self.meaning))
 
 
 @dataclass(frozen=True)

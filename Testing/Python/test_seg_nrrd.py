@@ -1,6 +1,7 @@
 """Segmentations in Slicer's own format: what is written here is read by the real MRML, and the other way round."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from slicer_nodes import segment_voxels
 from SAM2AssistLib.errors import InputError, OutputError
 from SAM2AssistLib.io.seg_nrrd import pack_layers
 from SAM2AssistLib.io.segmentation import NamedMask, masks_on_grid_of, read_segmentation, write_segmentation
-from SAM2AssistLib.io.terminology import terminology_of
+from SAM2AssistLib.io.terminology import Code, terminology_of
 from SAM2AssistLib.volume import CTVolume
 
 SHAPE = (5, 6, 7)
@@ -82,6 +83,16 @@ def test_segments_come_back_with_their_names_voxels_and_exact_geometry(tmp_path,
 def test_any_name_survives(tmp_path, name):
     write_segmentation(tmp_path / "a.seg.nrrd", [NamedMask(name, LIVER.mask), KIDNEY], AXIAL)
     assert read_segmentation(tmp_path / "a.seg.nrrd")[0][0].name == name
+
+
+@pytest.mark.parametrize("between", ["|", "~", "^", "\\", "\r\n"])
+def test_a_code_meaning_of_another_program_never_breaks_the_file(tmp_path, between):
+    tumor = terminology_of("liver tumor")
+    odd = replace(tumor, type=Code(tumor.type.value, f"Mass{between}node"))
+    named = NamedMask("finding", LIVER.mask, odd)
+    write_segmentation(tmp_path / "result.seg.nrrd", [named], AXIAL)
+    (read,), _ = read_segmentation(tmp_path / "result.seg.nrrd")
+    assert read.terminology == replace(odd, type=Code(tumor.type.value, "Mass node"))
 
 
 def test_empty_segments_and_equal_names_survive(tmp_path):
