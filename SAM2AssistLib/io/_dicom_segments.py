@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import RE_VALID_UID
 
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
 
-# Longest value of VR LO (PS3.5, 6.2), of which Segment Label and Code Meaning are.
+# Longest value of VR LO (PS3.5, 6.2), of which Segment Label and Code Meaning are, and what may not be in one.
 _LO_LENGTH = 64
+_NOT_IN_LO = re.compile(r"[\x00-\x1f\x7f]+")
 
 _UID_LENGTH = 64
 
@@ -28,8 +30,14 @@ _CIELAB_STEPS = 65535.0
 
 
 def label_of(name: str) -> str:
-    """A name as a Segment Label: a backslash would divide it, and more than 64 characters are not allowed."""
-    return name.replace("\\", "/").strip()[:_LO_LENGTH] or "segment"
+    """A name as a Segment Label: a backslash would divide it; line breaks and over 64 characters are not allowed."""
+    return _as_lo(name) or "segment"
+
+
+def text_in(holder: Dataset, keyword: str) -> str:
+    """The text of an attribute, "" if there is none; what a backslash divides was written as one by others."""
+    value = holder.get(keyword) or ""
+    return ("/".join(map(str, value)) if isinstance(value, MultiValue) else str(value)).strip()
 
 
 def notes_on_labels(masks: Sequence[NamedMask]) -> list[str]:
@@ -92,8 +100,7 @@ def describe(masks: Sequence[NamedMask], algorithm: Algorithm) -> list[SegmentDe
 
 def name_of(description: Dataset) -> str:
     """The name of a segment of a DICOM-SEG: its whole name where the label had to be cut, else the label."""
-    label = str(description.get("SegmentLabel") or "").strip()
-    whole = str(description.get("SegmentDescription") or "").strip()
+    label, whole = text_in(description, "SegmentLabel"), text_in(description, "SegmentDescription")
     if whole and label_of(whole) == label:
         return whole
     return label or f"Segment_{description.get('SegmentNumber', 0)}"
@@ -137,14 +144,18 @@ def _is_uid(text: str) -> bool:
 
 def _meaning_of(code: Code) -> str:
     """Code Meaning, of type 1 and VR LO: terminologies of others have longer ones, and segmentations of others none."""
-    return code.meaning.strip()[:_LO_LENGTH].strip() or code.value
+    return _as_lo(code.meaning) or code.value
+
+
+def _as_lo(text: str) -> str:
+    return _NOT_IN_LO.sub(" ", text).replace("\\", "/").strip()[:_LO_LENGTH].strip()
 
 
 def _code_in(holder: Dataset, keyword: str) -> Code | None:
     items = holder.get(keyword)
     if not items or items[0].get("CodingSchemeDesignator") != CODING_SCHEME or not items[0].get("CodeValue"):
         return None
-    return Code(str(items[0].CodeValue), str(items[0].get("CodeMeaning") or ""))
+    return Code(str(items[0].CodeValue), text_in(items[0], "CodeMeaning"))
 
 
 def _color_in(description: Dataset) -> tuple[float, float, float]:

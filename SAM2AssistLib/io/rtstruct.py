@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_segments import label_of, notes_on_labels
+from SAM2AssistLib.io._dicom_segments import label_of, notes_on_labels, text_in
 from SAM2AssistLib.io._dicom_sources import SourceSeries, read_sources, same_grid
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.atomic import atomic_path, check_place
@@ -147,7 +147,7 @@ def read_rtstruct(path: str | Path, volume: CTVolume, notes: list[str] | None = 
         if str(dataset.get("SOPClassUID") or "") != RTSTRUCT_CLASS:
             raise InputError(f"{path.name} is a DICOM object but no RTSTRUCT; give an RT structure set.")
         names = {
-            int(item.ROINumber): str(item.get("ROIName") or f"ROI {item.ROINumber}")
+            int(item.ROINumber): text_in(item, "ROIName") or f"ROI {item.ROINumber}"
             for item in dataset.get("StructureSetROISequence") or []
         }
         regions = [

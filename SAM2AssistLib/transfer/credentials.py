@@ -113,7 +113,7 @@ def tls_files() -> TlsFiles:
     Raises
     ------
     InputError
-        If a variable names a file that is not there.
+        If a variable names a file that is not there, or there is a key without its certificate.
     """
     found = {}
     for field_name, variable in (("authorities", "CA"), ("certificate", "CERT"), ("key", "KEY")):
@@ -121,6 +121,8 @@ def tls_files() -> TlsFiles:
         if value and not Path(value).is_file():
             raise InputError(f"SAM2ASSIST_TLS_{variable} names a file that is not there; correct or unset it.")
         found[field_name] = Path(value) if value else None
+    if found["key"] and not found["certificate"]:
+        raise InputError("SAM2ASSIST_TLS_KEY is of no use without SAM2ASSIST_TLS_CERT; name the certificate, too.")
     return TlsFiles(**found)
 
 
@@ -130,12 +132,12 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     Raises
     ------
     InputError
-        If a file is no certificate or key.
+        If a file cannot be read, or is no certificate or key.
     """
     try:
         context = ssl.create_default_context(cafile=files.authorities)
         if files.certificate:
             context.load_cert_chain(files.certificate, files.key)
-    except ssl.SSLError as error:
+    except OSError as error:  # of ssl, too
         raise InputError("A file named in SAM2ASSIST_TLS_* is no certificate or key that can be used.") from error
     return context

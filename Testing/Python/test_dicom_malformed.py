@@ -197,6 +197,16 @@ def test_a_cut_structure_set_is_refused(place, capfd):
     assert "contours.dcm" in refused(capfd, place, "contours.dcm")
 
 
+@pytest.mark.parametrize(
+    ("file", "sequence", "keyword"),
+    [("seg.dcm", "SegmentSequence", "SegmentLabel"), ("contours.dcm", "StructureSetROISequence", "ROIName")],
+)
+def test_a_name_that_a_backslash_divides_is_read_as_one(place, file, sequence, keyword):
+    edit(place / file, lambda dataset: setattr(dataset[sequence][0], keyword, "GTV\\boost"))
+    masks, _ = read_segmentation(place / file, CTVolume.read(place / "ct"))
+    assert masks[0].name == "GTV/boost"
+
+
 def test_a_segmentation_that_refers_to_images_that_are_not_there_loses_nothing_unsaid(place, capfd):
     a_slice(place, 0).unlink()
     a_slice(place, 0).unlink()

@@ -317,7 +317,7 @@ def test_a_color_that_is_none_is_passed_over(tmp_path, color):
     assert found.coded.color_rgb == terminology_of("spleen").color_rgb
 
 
-@pytest.mark.parametrize("name", ["x" * 100, "left\\right", "肝臓"])
+@pytest.mark.parametrize("name", ["x" * 100, "x" * 63 + " yz", "left\\right", "two\nlines", "肝臓"])
 def test_any_name_comes_back(tmp_path, name):
     volume = a_series(tmp_path / "ct")
     write_dicom_seg(tmp_path / "a.dcm", [NamedMask(name, apart()[0].mask)], volume)

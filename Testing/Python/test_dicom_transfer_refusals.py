@@ -98,6 +98,14 @@ def test_a_tls_file_that_is_not_there_is_told_by_its_variable(a_ct, capfd, monke
     assert "SAM2ASSIST_TLS_CA" in sentence
 
 
+def test_a_tls_key_without_its_certificate_is_refused(a_ct, capfd, monkeypatch, tmp_path):
+    (tmp_path / "key.pem").write_text("a key")
+    monkeypatch.setenv("SAM2ASSIST_TLS_KEY", str(tmp_path / "key.pem"))
+    assert "name the certificate, too" in sentence_of(
+        run(capfd, "push", a_ct, "--dicomweb", "https://pacs.example.org")
+    )
+
+
 def test_a_number_that_two_series_have_is_not_enough():
     twins = [RemoteSeries("1", uid, "2", "CT", "thorax", 10) for uid in ("1.1", "1.2")]
     with pytest.raises(InputError, match="several series of that number"):
