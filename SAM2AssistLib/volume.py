@@ -183,7 +183,7 @@ class CTVolume:
         path : str or Path
             A NIfTI, NRRD or MHA file, any other file SimpleITK reads, a folder with DICOM files, or one of these files.
         series : str, optional
-            SeriesInstanceUID of the series to read, needed where a folder holds several.
+            Number, as messages list it, or UID of the series, where a folder holds several; no meaning for other files.
 
         Raises
         ------

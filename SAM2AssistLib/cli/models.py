@@ -104,7 +104,7 @@ def verify_models(
         print_json({"verified": not faults, "models": models})
     else:
         for spec in specs:
-            stdout().print(f"{spec.name}: {'differs' if spec.name in faults else 'verified'}")
+            stdout().print(f"{spec.name}: {'not verified' if spec.name in faults else 'verified'}")
         if not specs:
             stdout().print("No weights are on this computer.")
     if faults:

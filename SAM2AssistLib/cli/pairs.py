@@ -31,6 +31,9 @@ def joined(args: list[str]) -> list[str]:
     rest = list(args)
     while rest:
         word = rest.pop(0)
+        if word.startswith(f"{SUPPORT_OPTION}="):
+            word, first = word.split("=", 1)
+            rest.insert(0, first)
         done.append(word)
         if word != SUPPORT_OPTION:
             continue

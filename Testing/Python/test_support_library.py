@@ -157,7 +157,8 @@ def test_removing_what_is_not_there_is_refused(capfd, a_library):
 
 def test_a_support_without_a_mask_is_wrong_usage(capfd, a_library, files, tmp_path):
     out = tmp_path / "out.seg.nrrd"
-    assert "two values" in sentence_of(run(capfd, "auto", files[0], "-o", out, "--support", files[0]))
+    for how in (("--support", files[0]), (f"--support={files[0]}",)):
+        assert "two values" in sentence_of(run(capfd, "auto", files[0], "-o", out, *how))
 
 
 def test_auto_by_a_support_case_writes_segments_and_tells_of_each_class(capfd, engine, a_library, files, tmp_path):
@@ -173,7 +174,7 @@ def test_auto_by_a_case_of_the_library_is_as_by_its_files(capfd, engine, a_libra
     run(capfd, "support", "add", *files, "--name", "mine")
     told = [
         json.loads(run(capfd, "auto", files[0], "-o", tmp_path / "out.seg.nrrd", *how, "--json").out)["classes"]
-        for how in (("--case", "mine"), ("--support", *files))
+        for how in (("--case", "mine"), (f"--support={files[0]}", files[1]))
     ]
     assert told[0] == told[1]
 
