@@ -156,7 +156,7 @@ def test_the_module_knows_a_class_of_an_adapter_by_its_segment_even_with_blanks_
     prompter = a_prompter(engine, a_learned_head(engine))
     names = tuple(f"{name} " for name in prompter.known)
     prompter = replace(prompter, known=names, classes=names, presence=dict.fromkeys(names, 0.5))
-    monkeypatch.setattr(auto, "load_self_prompter", lambda *_: prompter)
+    monkeypatch.setattr(auto, "load_finder", lambda *_: prompter)
     steps = list(a_desk(engine).auto({f"{BALLS[0]} ": "Segment_1"}, "an adapter", []))
     (verdicts,) = [step for step in steps if isinstance(step, Verdicts)]
     assert verdicts.present == {f"{BALLS[0]} ": True}
