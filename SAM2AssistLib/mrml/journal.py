@@ -70,12 +70,11 @@ class KnownMask:
         """Take slices, each with its index and bool (rows, columns), along an axis."""
         return cls(axis, {index: packed(mask) for index, mask in slices if mask.any()})
 
-    def put(self, index: int, bits: bytes) -> bytes:
-        """Replace a slice; returns what was there."""
-        before = self.slices.pop(index, EMPTY)
+    def put(self, index: int, bits: bytes) -> None:
+        """Replace a slice."""
+        self.slices.pop(index, None)
         if bits:
             self.slices[index] = bits
-        return before
 
     def changed_in(self, other: KnownMask) -> list[int]:
         """Slices that differ from another mask along the same axis, from low to high."""
