@@ -323,6 +323,7 @@ def test_any_name_comes_back(tmp_path, name):
     write_dicom_seg(tmp_path / "a.dcm", [NamedMask(name, apart()[0].mask)], volume)
     (found,) = read_dicom_seg(tmp_path / "a.dcm").masks
     assert found.name == name or (name == "left\\right" and found.name == "left/right")
+    assert pydicom.dcmread(tmp_path / "a.dcm").SegmentSequence[0].SegmentLabel.isprintable()
 
 
 def test_a_patient_name_in_latin_1_survives_a_segment_name_in_japanese(tmp_path):
