@@ -173,9 +173,9 @@ def _knows_organs(model: str) -> bool:
 def _auto_segment(session: Session, task: _Task) -> frozenset[str]:
     """Find what the embedded adapter knows, on a phantom of the organs whose truth is shown; return what was found."""
     from SAM2AssistLib.prompting.auto import auto_segment
-    from SAM2AssistLib.prompting.self_prompt import embedded_adapter, load_self_prompter
+    from SAM2AssistLib.prompting.self_prompt import load_finder
 
-    prompter = load_self_prompter(session.engine, embedded_adapter(session.engine.spec.name))
+    prompter = load_finder(session.engine, None)
     wanted = [name for name in prompter.classes if not task.references or name in task.references]
     last = follow(auto_segment(session, adapter=prompter, classes=wanted))
     return frozenset(verdict.name for verdict in last.verdicts if verdict.present)

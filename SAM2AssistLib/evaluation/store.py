@@ -77,12 +77,9 @@ class Store(Generic[Record]):
             make_folder(folder / part)
         path = folder / "settings.json"
         if path.is_file():
-            held, cases = _read(path), sorted((folder / "cases").glob("*.json"))
-            if held.keys() != settings.keys() or any(_read(case).get("measured", True) for case in cases):
-                _check_same(folder, held, settings)
-            elif held != settings:
-                for case in cases:  # of a run that had nothing to measure, which with these settings may be otherwise
-                    case.unlink()
+            held = _read(path)
+            if held != settings:
+                _give_over(folder, held, settings)
         write_json(path, settings)
 
     def hold_to(self, case: str, files: Sequence[Path], *names: Mapping[int, str]) -> None:
@@ -202,6 +199,16 @@ def _unpacked(path: Path) -> NDArray[np.bool_]:
             voxels = np.unpackbits(held["bits"], count=int(np.prod(shape))).astype(bool).reshape(shape)
             mask[tuple(slice(a, b) for a, b in bounds)] = voxels
     return mask
+
+
+def _give_over(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Let a folder be of other settings, unless it holds what was measured with those before or is somebody else's."""
+    cases = sorted((folder / "cases").glob("*.json"))
+    if held.keys() != wanted.keys() or any(_read(case).get("measured", True) for case in cases):
+        _check_same(folder, held, wanted)
+        return
+    for case in cases:  # of a run that had nothing to measure, which with these settings may be otherwise
+        case.unlink()
 
 
 def _check_same(folder: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

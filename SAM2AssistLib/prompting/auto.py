@@ -36,12 +36,9 @@ from SAM2AssistLib.prompting.orientation import Orientation
 from SAM2AssistLib.prompting.pseudo_masks import SupportOptions, SupportPrompter
 from SAM2AssistLib.prompting.self_prompt import (
     SelfPrompter,
-    embedded_adapter,
     has_embedded_adapter,
-    has_head,
-    is_in,
     load_finder,
-    load_self_prompter,
+    only_segments,
 )
 from SAM2AssistLib.prompting.support import Support, SupportCase, prepare_support, seen_by
 from SAM2AssistLib.prompting.templates import Finding, Template, TemplateOptions, find_class, log_odds
@@ -196,8 +193,7 @@ class _Run:
         if isinstance(adapter, SelfPrompter):
             return adapter
         engine, folder = self.session.engine, None if adapter is None else Path(adapter)
-        # One without a head is at work in the propagation, and says nothing of where a class is.
-        if support and (folder is None or (is_in(engine, folder) and not has_head(folder))):
+        if support and (folder is None or only_segments(engine, folder)):
             return None
         return load_finder(engine, folder)
 
@@ -206,7 +202,7 @@ class _Run:
         engine = self.session.engine
         if not self.options.support.with_adapter or not has_embedded_adapter(engine.spec.name):
             return None
-        return load_self_prompter(engine, embedded_adapter(engine.spec.name))
+        return load_finder(engine, None)
 
     def _wanted(
         self,

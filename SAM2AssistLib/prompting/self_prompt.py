@@ -104,14 +104,18 @@ def is_in(engine: Engine, folder: Path) -> bool:
     return engine.adapter is not None and engine.adapter.resolve() == folder.resolve()
 
 
+def only_segments(engine: Engine, folder: Path) -> bool:
+    """Tell whether an adapter is at work in an engine's masks, and has no head that says where a class is."""
+    return is_in(engine, folder) and not has_head(folder)
+
+
 def load_finder(engine: Engine, adapter: Path | None) -> SelfPrompter:
     """Load the head that finds classes: that of an adapter, or the embedded one.
 
     Parameters
     ----------
     engine : which segments what is found.
-    adapter : that was asked for. One of ``sam2assist finetune`` has no head and says nothing of where a class is; if
-        the engine was loaded with it, it is at work in the masks, and the embedded head finds what they are of.
+    adapter : that was asked for, if any. Where it `only_segments`, the embedded head finds what its masks are of.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def load_finder(engine: Engine, adapter: Path | None) -> SelfPrompter:
         As `load_self_prompter` and `embedded_adapter` do.
     """
     name = engine.spec.name
-    if adapter is None or (is_in(engine, adapter) and not has_head(adapter) and has_embedded_adapter(name)):
+    if adapter is None or (only_segments(engine, adapter) and has_embedded_adapter(name)):
         adapter = embedded_adapter(name)
     return load_self_prompter(engine, adapter)
 

@@ -174,9 +174,9 @@ def test_auto_by_a_case_of_the_library_is_as_by_its_files(capfd, engine, a_libra
     run(capfd, "support", "add", *files, "--name", "mine")
     told = [
         json.loads(run(capfd, "auto", files[0], "-o", tmp_path / "out.seg.nrrd", *how, "--json").out)["classes"]
-        for how in (("--case", "mine"), (f"--support={files[0]}", files[1]))
+        for how in (("--case", "mine"), ("--support", *files), (f"--support={files[0]}", files[1]))
     ]
-    assert told[0] == told[1]
+    assert told[0] == told[1] == told[2]
 
 
 def test_a_dicom_seg_tells_the_masks_of_all_support_cases_wherever_they_are_kept(
