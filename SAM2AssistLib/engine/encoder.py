@@ -17,6 +17,7 @@ from torch import Tensor
 from SAM2AssistLib.engine.appearance import Channels, to_channels
 from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
 from SAM2AssistLib.engine.lean import lean_image_encoder
+from SAM2AssistLib.engine.products import precision_on
 from SAM2AssistLib.engine.refiner import EDGE_CHANNELS, EdgeRefiner
 from SAM2AssistLib.engine.views import View, cut
 from SAM2AssistLib.volume import CTVolume, Window
@@ -71,6 +72,7 @@ class SliceEncoder:
         encoders on a device together: where a user goes on to another volume, those of the one before make room.
     batch : slices encoded at once.
     refiner : looks at every slice too, if there is one.
+    exact : on a CPU all is computed in float32.
     """
 
     def __init__(
@@ -85,10 +87,11 @@ class SliceEncoder:
         batch: int,
         refiner: EdgeRefiner | None = None,
         most_slices: int = sys.maxsize,
+        exact: bool = False,
     ) -> None:
         self.model, self.volume, self.axis = model, volume, axis
         self.window, self.channels = window, channels
-        self.refiner = refiner
+        self.refiner, self.exact = refiner, exact
         self.budget_bytes, self.most_slices, self.batch = budget_bytes, most_slices, batch
         self.bytes_held = 0
         self.encoded = self.evicted = 0
@@ -172,7 +175,7 @@ class SliceEncoder:
         hu = torch.stack([self._shown(k, view) for k, view in keys])
         images = to_channels(hu.to(device), self.window.level, self.window.width, self.channels)
         with inference_precision(device):
-            lean = lean_image_encoder(self.model)
+            lean = lean_image_encoder(self.model, precision_on(device, exact=self.exact))
             levels = self.model.forward_image(images)["backbone_fpn"] if lean is None else lean(images)
             if self.refiner is not None:
                 levels = [*levels, self.refiner.edges(images)]

@@ -20,6 +20,7 @@ from SAM2AssistLib.engine.lean_decoder import LeanDecoder
 from SAM2AssistLib.engine.lean_image import LeanImageEncoder
 from SAM2AssistLib.engine.lean_memory import LeanMemoryEncoder
 from SAM2AssistLib.engine.memory import Recall, pointer_tokens
+from SAM2AssistLib.engine.products import Precision
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -31,13 +32,13 @@ class LeanModel:
     Parameters
     ----------
     model : in evaluation mode.
-    dtype : of its products.
+    precision : of its products.
     """
 
-    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
-        self.attention = LeanMemoryAttention(model, dtype)
-        self.memory_encoder = LeanMemoryEncoder(model, dtype)
-        self.decoder = LeanDecoder(model, dtype)
+    def __init__(self, model: SAM2Base, precision: Precision) -> None:
+        self.attention = LeanMemoryAttention(model, precision)
+        self.memory_encoder = LeanMemoryEncoder(model, precision)
+        self.decoder = LeanDecoder(model, precision.fine)
         side = model.image_size // model.backbone_stride
         places = model.memory_encoder.position_encoding(torch.zeros(1, model.mem_dim, side, side, device=model.device))
         self._places = places[0].flatten(1).t().contiguous()  # (hw, M)
@@ -122,27 +123,27 @@ class _Prepared:
     part: LeanModel | LeanImageEncoder | None
 
 
-_Part = tuple[str, "torch.dtype | None"]
+_Part = tuple[str, Precision]
 
 _PREPARED: weakref.WeakKeyDictionary[SAM2Base, dict[_Part, _Prepared]] = weakref.WeakKeyDictionary()
 
 
-def lean_tracking(model: SAM2Base, dtype: torch.dtype) -> LeanModel | None:
+def lean_tracking(model: SAM2Base, precision: Precision) -> LeanModel | None:
     """Return a model's tracking prepared for inference, or None for a model that has to be used as it is."""
 
     def prepare() -> LeanModel | None:
-        return LeanModel(model, dtype) if LeanDecoder.suits(model) else None
+        return LeanModel(model, precision) if LeanDecoder.suits(model) else None
 
-    return cast("LeanModel | None", _prepared(model, ("tracking", dtype), prepare))
+    return cast("LeanModel | None", _prepared(model, ("tracking", precision), prepare))
 
 
-def lean_image_encoder(model: SAM2Base) -> LeanImageEncoder | None:
+def lean_image_encoder(model: SAM2Base, precision: Precision) -> LeanImageEncoder | None:
     """Return a model's image encoder prepared for inference, or None for a model that has to be used as it is."""
 
     def prepare() -> LeanImageEncoder | None:
-        return LeanImageEncoder(model) if LeanImageEncoder.suits(model) else None
+        return LeanImageEncoder(model, precision) if LeanImageEncoder.suits(model) else None
 
-    return cast("LeanImageEncoder | None", _prepared(model, ("image encoder", None), prepare))
+    return cast("LeanImageEncoder | None", _prepared(model, ("image encoder", precision), prepare))
 
 
 def _prepared(

@@ -7,7 +7,8 @@ What is saved over ``sam2.modeling.memory_attention``, all of it exact but for r
 * Queries, keys and values of the self-attention come from one product; the softmax scale is part of the weights.
 * What rows on one slice have in common, the first look around it, is computed once for all of them.
 * Tokens stay batch-first, memories token-major: nothing is transposed or copied to be made contiguous.
-* On a CPU a row's scores are computed in blocks that stay in its second-level cache.
+* On a CPU one row follows the other: its keys and scores stay in the second-level cache, and scores become shares by an
+  exponential alone, divided by their sum after the values are weighed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.products import Product, product
+from SAM2AssistLib.engine.products import Precision, Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-SCORE_BLOCK = 1 << 18
-"""Scores (float32) that a CPU core computes at once: 1 MiB, half of the second-level cache of a server core."""
+SCORE_BLOCK = 1 << 19
+"""Scores that a CPU computes at once: 2 MiB in float32, the second-level cache of a server core."""
+
+LEAST_TOTAL, MOST_TOTAL = 1e-20, 1e30
+"""Between these a sum of exponentials has lost nothing: float32 goes from 1e-38 to 3e38."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +55,19 @@ class LeanMemoryAttention:
     Parameters
     ----------
     model : a SAM2 with one attention head in its memory attention, as all published ones have.
-    dtype : of its products.
+    precision : of its products.
     """
 
-    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
+    def __init__(self, model: SAM2Base, precision: Precision) -> None:
         attention = model.memory_attention
         self.norm = attention.norm
-        self.dtype = dtype
-        self.by_blocks = model.device.type == "cpu" and dtype == torch.float32
+        self.by_rows = model.device.type == "cpu"
         side = model.image_size // model.backbone_stride
         rotation = attention.layers[0].self_attn.compute_cis(end_x=side, end_y=side)
         self.rotation = rotation.to(model.device)  # (hw, C/2) complex
-        self.layers = [_prepared(layer, dtype) for layer in attention.layers]
+        *first, last = attention.layers
+        self.layers = [_prepared(layer, precision.bulk, precision.bulk) for layer in first]
+        self.layers.append(_prepared(last, precision.bulk, precision.fine))
 
     def __call__(
         self, tokens: Tensor, rows: Tensor, positions: Tensor, memory: Tensor, code: Tensor, pointers: int
@@ -83,7 +88,9 @@ class LeanMemoryAttention:
         (R, hw, C).
         """
         x = tokens + 0.1 * positions
-        keys, memory = (memory + code).to(self.dtype), memory.to(self.dtype)
+        keys = memory + code
+        if not self.by_rows:
+            keys = keys.to(self.layers[0].key.weight.dtype)
         for number, layer in enumerate(self.layers):
             x = x + self._look_around(layer, layer.norm1(x))
             if number == 0:
@@ -99,13 +106,48 @@ class LeanMemoryAttention:
         return layer.self_out(seen[:, 0])
 
     def _look_back(self, layer: _Layer, x: Tensor, keys: Tensor, memory: Tensor, pointers: int) -> Tensor:
-        query, key = self._rotated(layer.query(x)), self._rotated(layer.key(keys), pointers)
-        if self.by_blocks:
-            return layer.value_out(_attended(query, key, memory))
+        query = self._rotated(layer.query(x))
+        if self.by_rows:
+            return layer.value_out(self._row_by_row(layer, query, keys, memory.to(query.dtype), pointers))
         # The fused kernels want values as wide as keys.
-        value = layer.value(memory)
+        key, value = self._rotated(layer.key(keys), pointers), layer.value(memory)
         seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
         return layer.out(seen[:, 0])
+
+    def _row_by_row(
+        self, layer: _Layer, query: Tensor, keys: Tensor, memory: Tensor, pointers: int, *, shifted: bool = False
+    ) -> Tensor:
+        """Attend from queries (R, Q, C) to memories (R, N, M), whose keys are still to be made; returns (R, Q, M).
+
+        A softmax takes exponentials of scores' distances to the largest one, and looking for that is two thirds of its
+        time. Where scores are moderate, as they are, it changes nothing; with ``shifted`` it is done.
+        """
+        rows, queries, channels = query.shape
+        count, width = memory.shape[1:]
+        # Through bfloat16, exponentials are no quicker than a softmax.
+        shifted |= query.dtype != torch.float32
+        seen, total = query.new_empty(rows, queries, width), query.new_ones(rows, queries, 1)
+        key = torch.empty(count, channels)
+        placed = torch.view_as_complex(key[: count - pointers].view(-1, len(self.rotation), channels // 2, 2))
+        block = max(1, min(queries, SCORE_BLOCK // count))
+        scores = query.new_empty(block, count)
+        weight, bias = layer.key.weight.t().float(), layer.key.bias.float()
+        for row in range(rows):
+            torch.addmm(bias, keys[row], weight, out=key)
+            placed *= self.rotation
+            by_channel = key.to(query.dtype).t()
+            for start in range(0, queries, block):
+                part = slice(start, min(start + block, queries))
+                score = torch.mm(query[row, part], by_channel, out=scores[: part.stop - start])
+                shares = score.softmax(dim=-1) if shifted else score.exp_()
+                torch.mm(shares, memory[row], out=seen[row, part])
+                if not shifted:
+                    torch.sum(shares, dim=-1, keepdim=True, out=total[row, part])
+        if shifted:
+            return seen
+        if LEAST_TOTAL < total.min() <= total.max() < MOST_TOTAL:
+            return seen.div_(total)
+        return self._row_by_row(layer, query, keys, memory, pointers, shifted=True)
 
     def _rotated(self, x: Tensor, unrotated: int = 0) -> Tensor:
         """Rotate tokens by their places, but for the last ones; (R, N, C) of which N is a multiple of hw."""
@@ -116,43 +158,23 @@ class LeanMemoryAttention:
         return torch.view_as_real(whole).flatten(2).to(x.dtype)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend in blocks; query (R, Q, C), already scaled, key (R, N, C), value (R, N, M); returns (R, Q, M)."""
-    query, key, value = query.float(), key.float(), value.float()
-    rows, queries, _ = query.shape
-    count, width = value.shape[1:]
-    seen = query.new_empty(rows, queries, width)
-    block = max(1, min(queries, SCORE_BLOCK // count))
-    scores, shares = query.new_empty(block, count), query.new_empty(block, count)
-    for row in range(rows):
-        keys = key[row].t()
-        for start in range(0, queries, block):
-            part = query[row, start : start + block]
-            score, share = scores[: len(part)], shares[: len(part)]
-            torch.mm(part, keys, out=score)
-            torch.softmax(score, dim=-1, out=share)
-            torch.mm(share, value[row], out=seen[row, start : start + block])
-    return seen
-
-
-def _prepared(layer: Any, dtype: torch.dtype) -> _Layer:
+def _prepared(layer: Any, dtype: torch.dtype, back_dtype: torch.dtype) -> _Layer:
     around, back = layer.self_attn, layer.cross_attn_image
     scale = 1 / math.sqrt(around.internal_dim)
-    parts = [product(around.q_proj, dtype, scale), product(around.k_proj, dtype), product(around.v_proj, dtype)]
+    exact = torch.float32
+    parts = [product(around.q_proj, exact, scale), product(around.k_proj, exact), product(around.v_proj, exact)]
     out = back.out_proj.weight
     return _Layer(
         norm1=layer.norm1,
         norm2=layer.norm2,
         norm3=layer.norm3,
-        self_qkv=Product(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])),
+        self_qkv=Product(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])).to(dtype),
         self_out=product(around.out_proj, dtype),
-        query=product(back.q_proj, dtype, scale),
-        key=product(back.k_proj, dtype),
-        value_out=Product(
-            (out @ back.v_proj.weight).to(dtype), (out @ back.v_proj.bias + back.out_proj.bias).to(dtype)
-        ),
-        value=product(back.v_proj, dtype),
-        out=product(back.out_proj, dtype),
+        query=product(back.q_proj, back_dtype, scale),
+        key=product(back.k_proj, back_dtype),
+        value_out=Product(out @ back.v_proj.weight, out @ back.v_proj.bias + back.out_proj.bias).to(back_dtype),
+        value=product(back.v_proj, back_dtype),
+        out=product(back.out_proj, back_dtype),
         widen=product(layer.linear1, dtype),
         narrow=product(layer.linear2, dtype),
     )

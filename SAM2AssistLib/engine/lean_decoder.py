@@ -229,7 +229,7 @@ def _image_side(there: Any, places: Tensor, dtype: torch.dtype, back: Any = None
     added = [places @ item.weight.t() for item in linears]
     added[1] = torch.zeros_like(added[1])  # values have no position encoding
     weight, bias = torch.cat([item.weight for item in linears]), torch.cat([item.bias for item in linears])
-    return Product(weight.to(dtype), bias.to(dtype)), torch.cat(added, dim=-1).to(dtype)
+    return Product(weight, bias).to(dtype), torch.cat(added, dim=-1).to(dtype)
 
 
 def _scale(attention: Any) -> float:
@@ -239,4 +239,4 @@ def _scale(attention: Any) -> float:
 def _upscale(conv: Any, dtype: torch.dtype) -> Product:
     """Write a transposed convolution with kernel and stride 2 as a product; outputs by quarter, then channel."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4*out, in)
-    return Product(weight.to(dtype), conv.bias.repeat(4).to(dtype))
+    return Product(weight, conv.bias.repeat(4)).to(dtype)

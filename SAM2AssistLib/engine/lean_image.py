@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
-from SAM2AssistLib.engine.products import Product, product, products_on
+from SAM2AssistLib.engine.products import Precision, Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -83,21 +83,21 @@ class LeanImageEncoder:
     Parameters
     ----------
     model : a SAM2 whose windows divide its grids; see `suits`.
+    precision : of its products.
     """
 
-    def __init__(self, model: SAM2Base) -> None:
+    def __init__(self, model: SAM2Base, precision: Precision) -> None:
         trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
-        dtype = products_on(model.device, half=False)
         self.patches = trunk.patch_embed
         side = model.image_size // 4
         self.places = trunk._get_pos_embed((side, side)).clone()  # (1, H, W, C)
-        self.blocks = [_block(block, dtype) for block in trunk.blocks]
+        self.blocks = [_block(block, precision) for block in trunk.blocks]
         self.stage_ends = tuple(trunk.stage_ends)
         # From fine to coarse; the neck lists its convolutions from coarse to fine.
         lateral = [_flat(conv.conv) for conv in reversed(neck.convs)]
         decoder = model.sam_mask_decoder
         fine, middle = (_after(a, _flat(b)) for a, b in zip(lateral, (decoder.conv_s0, decoder.conv_s1), strict=False))
-        self.levels = [Product(p.weight.to(dtype), p.bias.to(dtype)) for p in (fine, middle, *lateral[2:])]
+        self.levels = [p.to(precision.fine) for p in (fine, middle, *lateral[2:])]
 
     @staticmethod
     def suits(model: SAM2Base) -> bool:
@@ -162,7 +162,7 @@ def _pooled(x: Tensor, side: int) -> Tensor:
     return torch.maximum(upper, lower).flatten(1, 2)
 
 
-def _block(block: Any, dtype: torch.dtype) -> _Block:
+def _block(block: Any, precision: Precision) -> _Block:
     attention = block.attn
     scale = 1 / math.sqrt(attention.dim_out // attention.num_heads)
     weight, bias = attention.qkv.weight.clone(), attention.qkv.bias.clone()
@@ -172,11 +172,11 @@ def _block(block: Any, dtype: torch.dtype) -> _Block:
     return _Block(
         norm1=block.norm1,
         norm2=block.norm2,
-        qkv=Product(weight.to(dtype), bias.to(dtype)),
-        out=product(attention.proj, dtype),
-        widen=product(widen, dtype),
-        narrow=product(narrow, dtype),
-        shortcut=product(block.proj, dtype) if block.dim != block.dim_out else None,
+        qkv=Product(weight, bias).to(precision.bulk),
+        out=product(attention.proj, precision.bulk),
+        widen=product(widen, precision.bulk),
+        narrow=product(narrow, precision.bulk),
+        shortcut=product(block.proj, precision.fine) if block.dim != block.dim_out else None,
         heads=attention.num_heads,
         window=block.window_size,
         pools=bool(block.q_stride),

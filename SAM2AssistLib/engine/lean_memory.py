@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import to_input_size
-from SAM2AssistLib.engine.products import Product, pixelwise, product
+from SAM2AssistLib.engine.products import Precision, Product, pixelwise, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -72,16 +72,17 @@ class LeanMemoryEncoder:
     Parameters
     ----------
     model : a SAM2.
-    dtype : of its products.
+    precision : of its products.
     """
 
-    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
+    def __init__(self, model: SAM2Base, precision: Precision) -> None:
         encoder = model.memory_encoder
         *shrinking, last = encoder.mask_downsampler.encoder
         pairs = zip(shrinking[::3], shrinking[1::3], strict=True)
-        self.shrinks = [_shrink(conv, norm, dtype) for conv, norm in pairs]
-        self.last, self.own, self.out = (pixelwise(c, dtype) for c in (last, encoder.pix_feat_proj, encoder.out_proj))
-        self.blocks = [_block(layer, dtype) for layer in encoder.fuser.layers]
+        self.shrinks = [_shrink(conv, norm, precision) for conv, norm in pairs]
+        convs = (last, encoder.pix_feat_proj, encoder.out_proj)
+        self.last, self.own, self.out = (pixelwise(conv, precision.fine) for conv in convs)
+        self.blocks = [_block(layer, precision.bulk) for layer in encoder.fuser.layers]
 
     def __call__(
         self,
@@ -122,9 +123,9 @@ class LeanMemoryEncoder:
         return memory.contiguous(memory_format=torch.channels_last)
 
 
-def _shrink(conv: Any, norm: Any, dtype: torch.dtype) -> _Shrink:
+def _shrink(conv: Any, norm: Any, precision: Precision) -> _Shrink:
     # The first ones have too few channels for the tiles that bfloat16 is fast in.
-    dtype = dtype if conv.in_channels >= LEAST_CHANNELS else torch.float32
+    dtype = precision.bulk if conv.in_channels >= LEAST_CHANNELS else torch.float32
     weight = conv.weight - conv.weight.mean(dim=0, keepdim=True)
     return _Shrink(
         weight.to(dtype, memory_format=torch.channels_last),
@@ -141,5 +142,5 @@ def _block(layer: Any, dtype: torch.dtype) -> _Block:
     weight, bias = layer.pwconv2.weight, layer.pwconv2.bias
     if layer.gamma is not None:
         weight, bias = weight * layer.gamma[:, None], bias * layer.gamma
-    narrow = Product(weight.to(dtype), bias.to(dtype))
+    narrow = Product(weight, bias).to(dtype)
     return _Block(layer.dwconv, layer.norm, product(layer.pwconv1, dtype), narrow)

@@ -78,6 +78,7 @@ class Plane:
             most_slices=options.cache_slices,
             batch=options.encode_batch,
             refiner=refiner if options.refines else None,
+            exact=options.exact,
         )
         self.network = Network(model, self.encoder, options)
         self.tracker = Tracker(self.network, self.focus, self.shape)

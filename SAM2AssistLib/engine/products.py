@@ -37,6 +37,10 @@ class Product:
         kind = "none" if activation == "gelu" else ""
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, activation, [], kind)
 
+    def to(self, dtype: torch.dtype) -> Product:
+        """Return the same layer, computed in another precision."""
+        return Product(self.weight.to(dtype), self.bias.to(dtype))
+
     @cached_property
     def _packed(self) -> Tensor | None:
         """The weights as oneDNN wants them, on a CPU where PyTorch has it."""
@@ -49,23 +53,42 @@ class Product:
 
 def product(linear: torch.nn.Linear, dtype: torch.dtype, scale: float = 1.0) -> Product:
     """Prepare a linear layer, its outputs scaled."""
-    return Product((linear.weight * scale).to(dtype), (linear.bias * scale).to(dtype))
+    return Product(linear.weight * scale, linear.bias * scale).to(dtype)
 
 
 def pixelwise(conv: torch.nn.Conv2d, dtype: torch.dtype) -> Product:
     """Prepare a convolution of one pixel, which has a bias, for tensors whose channels come last."""
     assert conv.bias is not None
-    return Product(conv.weight.flatten(1).to(dtype), conv.bias.to(dtype))
+    return Product(conv.weight.flatten(1), conv.bias).to(dtype)
 
 
-def products_on(device: torch.device, *, half: bool = True) -> torch.dtype:
-    """Choose the type that a model's products are computed in; what is summed up and normalised stays float32.
+@dataclass(frozen=True)
+class Precision:
+    """The types that a model's products are computed in; what is summed up and normalised stays float32.
+
+    Attributes
+    ----------
+    bulk : of the products whose rounding hardly shows in a mask, which are most of the work: the image encoder, the
+        feed-forward layers, self-attention, all looks at memories but the last, wide convolutions.
+    fine : of all others.
+    """
+
+    bulk: torch.dtype
+    fine: torch.dtype
+
+
+EXACT = Precision(torch.float32, torch.float32)
+
+
+def precision_on(device: torch.device, *, half: bool = False, exact: bool = False) -> Precision:
+    """Choose the types for a device.
 
     Parameters
     ----------
-    half : whether the model bears bfloat16 on a CPU, too. It is measured over many slices: what `mini` finds on one
-        slice decides on the next, and after 200 of them it had lost an object that it holds in float32.
+    half : whether the model bears bfloat16 throughout on a CPU, too. It is measured over many slices: what `mini` finds
+        on one slice decides on the next, and with the last look at memories rounded its masks stray.
+    exact : on a CPU all is float32.
     """
-    if computes_in_bfloat16(device) and (half or device.type != "cpu"):
-        return torch.bfloat16
-    return torch.float32
+    if not computes_in_bfloat16(device) or (exact and device.type == "cpu"):
+        return EXACT
+    return Precision(torch.bfloat16, torch.bfloat16 if half or device.type != "cpu" else torch.float32)

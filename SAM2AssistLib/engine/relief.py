@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
-from SAM2AssistLib.engine.products import products_on
+from SAM2AssistLib.engine.products import Precision, precision_on
 
 if TYPE_CHECKING:
     from SAM2AssistLib.engine.encoder import SliceEncoder
@@ -44,11 +44,9 @@ class Relief:
         self.half = bool(options.half) and not options.exact and on_cpu and computes_in_bfloat16(network.device)
 
     @property
-    def products(self) -> torch.dtype:
-        """Return the type of the products that are prepared for inference."""
-        if self.network.options.exact and self.network.device.type == "cpu":
-            return torch.float32
-        return products_on(self.network.device, half=self.half)
+    def products(self) -> Precision:
+        """Return the types of the products that are prepared for inference."""
+        return precision_on(self.network.device, half=self.half, exact=self.network.options.exact)
 
     def precision(self) -> AbstractContextManager[object]:
         """Return the context in which the network computes now."""

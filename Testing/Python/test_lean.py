@@ -12,10 +12,12 @@ from SAM2AssistLib.engine.heads import decode, encode_memory
 from SAM2AssistLib.engine.lean import lean_image_encoder, lean_tracking
 from SAM2AssistLib.engine.lean_attention import LeanMemoryAttention
 from SAM2AssistLib.engine.lean_image import Grid, LeanImageEncoder
+from SAM2AssistLib.engine.products import EXACT, Precision
 
 SIZE, GRID = 128, 8
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 POINTER_TOKENS = 8
+MIXED = Precision(torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +50,11 @@ def scene(request):
     )
 
 
-@torch.inference_mode()
-def test_memory_attention_is_sam2s(scene):
-    model, rows = scene.model, 3
+def both_attentions(model, precision):
+    """Condition three rows on two slices, of which the first and the last share one: SAM2's tokens and ours."""
+    rows, on = 3, torch.tensor([1, 0, 1])
     count = 2 * GRID**2 + POINTER_TOKENS
     slices, places = torch.randn(2, GRID**2, model.hidden_dim), torch.randn(GRID**2, model.hidden_dim)
-    on = torch.tensor([1, 0, 1])  # the first and the last row share a slice
     memory, code = torch.randn(rows, count, model.mem_dim), torch.randn(rows, count, model.mem_dim)
     theirs = model.memory_attention(
         curr=slices[on].transpose(0, 1),
@@ -62,8 +63,41 @@ def test_memory_attention_is_sam2s(scene):
         memory_pos=code.transpose(0, 1),
         num_obj_ptr_tokens=POINTER_TOKENS,
     ).transpose(0, 1)
-    ours = LeanMemoryAttention(model, torch.float32)(slices, on, places, memory, code, POINTER_TOKENS)
+    return theirs, LeanMemoryAttention(model, precision)(slices, on, places, memory, code, POINTER_TOKENS)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("block", [1 << 19, 700])
+def test_memory_attention_is_sam2s(scene, monkeypatch, block):
+    monkeypatch.setattr("SAM2AssistLib.engine.lean_attention.SCORE_BLOCK", block)
+    theirs, ours = both_attentions(scene.model, EXACT)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("scale", [30.0, 3000.0])
+def test_memory_attention_is_sam2s_where_exponentials_of_scores_are_beyond_all_numbers(scene, scale):
+    for layer in scene.model.memory_attention.layers:
+        layer.cross_attn_image.q_proj.weight *= scale
+    theirs, ours = both_attentions(scene.model, EXACT)
+    assert ours.isfinite().all()
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_with_the_bulk_in_bfloat16_tokens_differ_by_its_rounding_only(scene):
+    theirs, ours = both_attentions(scene.model, MIXED)
+    assert ours.dtype == torch.float32
+    assert 0 < (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_the_last_look_at_memories_and_the_mask_stay_in_float32_whatever_the_bulk_is_in(scene):
+    tracking = lean_tracking(scene.model, MIXED)
+    *first, last = tracking.attention.layers
+    assert {layer.query.weight.dtype for layer in first} == {torch.bfloat16}
+    assert last.query.weight.dtype == last.key.weight.dtype == torch.float32
+    assert last.widen.weight.dtype == torch.bfloat16
+    assert tracking.decoder.up2.weight.dtype == tracking.memory_encoder.out.weight.dtype == torch.float32
 
 
 @torch.inference_mode()
@@ -71,7 +105,7 @@ def test_memory_attention_is_sam2s(scene):
 def test_the_decoder_without_prompts_is_sam2s(scene, with_mask):
     dense = scene.logits if with_mask else None
     theirs = decode(scene.model, scene.plain, [scene.fine, scene.middle], dense=dense)
-    decoder = lean_tracking(scene.model, torch.float32).decoder
+    decoder = lean_tracking(scene.model, EXACT).decoder
     tokens, blocks = scene.plain.flatten(2).transpose(1, 2), decoder.blocks_of(scene.fine, scene.middle)
     ours = decoder(scene.model, tokens, blocks, torch.arange(3), dense)
     for name in ("logits", "iou", "object_score", "pointer"):
@@ -83,7 +117,7 @@ def test_the_decoder_without_prompts_is_sam2s(scene, with_mask):
 def test_the_memory_encoder_is_sam2s_where_objects_share_a_slice_and_where_they_are_absent(scene, from_prompt):
     rows = torch.tensor([1, 1, 0])
     theirs = encode_memory(scene.model, scene.plain[rows], scene.logits, scene.score, from_prompt=from_prompt)
-    encoder = lean_tracking(scene.model, torch.float32).memory_encoder
+    encoder = lean_tracking(scene.model, EXACT).memory_encoder
     ours = encoder(scene.model, scene.plain, rows, scene.logits, scene.score, from_prompt=from_prompt)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
@@ -93,7 +127,7 @@ def test_the_image_encoder_is_sam2s():
     model = build_sam2("mini", 256)
     images = torch.randn(2, 3, 256, 256)
     with torch.inference_mode():
-        theirs, ours = model.forward_image(images)["backbone_fpn"], lean_image_encoder(model)(images)
+        theirs, ours = model.forward_image(images)["backbone_fpn"], lean_image_encoder(model, EXACT)(images)
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, **TOLERANCE)
 
@@ -101,7 +135,7 @@ def test_the_image_encoder_is_sam2s():
 def test_a_model_whose_windows_are_padded_is_used_as_it_is():
     model = build_sam2("hiera_t", 512)
     assert not LeanImageEncoder.suits(model)
-    assert lean_image_encoder(model) is None
+    assert lean_image_encoder(model, EXACT) is None
 
 
 def test_tokens_come_back_from_windows_as_they_were():
@@ -114,11 +148,11 @@ def test_tokens_come_back_from_windows_as_they_were():
 
 def test_new_weights_are_prepared_anew_and_the_same_weights_are_not():
     model = build_sam2("mini", SIZE).requires_grad_(False)
-    first = lean_tracking(model, torch.float32)
-    assert lean_tracking(model, torch.float32) is first
+    first = lean_tracking(model, EXACT)
+    assert lean_tracking(model, EXACT) is first
     with torch.no_grad():
         model.memory_attention.layers[0].linear1.bias += 1.0
-    assert lean_tracking(model, torch.float32) is not first
+    assert lean_tracking(model, EXACT) is not first
 
 
 def test_what_was_prepared_goes_with_its_model():
@@ -128,7 +162,7 @@ def test_what_was_prepared_goes_with_its_model():
     model = build_sam2("mini", SIZE)
     alive = weakref.ref(model)
     with torch.inference_mode():
-        lean_tracking(model, torch.float32)
+        lean_tracking(model, EXACT)
     del model
     gc.collect()
     assert alive() is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.lean_decoder import _attend_to_few
-from SAM2AssistLib.engine.products import Product, product, products_on
+from SAM2AssistLib.engine.products import EXACT, Precision, Product, precision_on, product
 
 PLAIN = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 SIZES = st.integers(1, 40)
@@ -50,10 +50,16 @@ def test_a_sum_with_float32_stays_float32_whatever_the_product_is_in():
         assert (x + product(linear, torch.bfloat16)(x)).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("half", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_a_cpu_computes_in_bfloat16_only_what_a_model_bears(monkeypatch, half, dtype):
+@pytest.mark.parametrize(("half", "fine"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_cpu_computes_in_bfloat16_only_what_a_model_bears(monkeypatch, half, fine):
     monkeypatch.setattr("SAM2AssistLib.engine.products.computes_in_bfloat16", lambda device: True)
-    assert products_on(torch.device("cpu"), half=half) == dtype
+    assert precision_on(torch.device("cpu"), half=half) == Precision(torch.bfloat16, fine)
+    assert precision_on(torch.device("cpu"), half=half, exact=True) == EXACT
+
+
+def test_a_cpu_that_would_have_to_emulate_bfloat16_computes_in_float32(monkeypatch):
+    monkeypatch.setattr("SAM2AssistLib.engine.products.computes_in_bfloat16", lambda device: False)
+    assert precision_on(torch.device("cpu"), half=True) == EXACT
 
 
 @settings(max_examples=20)
