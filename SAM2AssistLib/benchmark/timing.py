@@ -98,7 +98,7 @@ class Bench:
             view, block = plane.whole, plane.encoder.batch
             # The first block of each is not timed: it finds out about kernels and layouts.
             blocks = [range(n, n + block) for n in range(0, min(count, plane.slices - block) + 1, block)]
-            ours = _timed(lambda part: plane.encoder.features([(k, view) for k in part]), blocks)
+            ours = _timed(lambda part: plane.network.features_of([(k, view) for k in part]), blocks)
             upstream = _timed(theirs.encode, blocks)
             seconds = alternate(ours, upstream, self._settle)
         spent = [sum(part[1:]) for part in seconds]

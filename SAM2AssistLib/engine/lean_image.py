@@ -4,6 +4,8 @@ What is saved over ``sam2.modeling.backbones``, all of it exact but for rounding
 
 * Blocks whose windows hold the same tokens follow each other without their tokens being put back in between. A window
   of 8 that is pooled by 2 becomes one of 4 with the same tokens in it, so in `mini` four blocks run through.
+* Windows that reach beyond the grid are filled up with what a layer makes of nothing, its bias; no other layer sees the
+  padding.
 * The position embedding, which is the same for every slice, is interpolated once; position encodings that nobody asks
   for are not made.
 * The convolutions of the neck are products on tokens; those of the two fine levels, and the mask decoder's own after
@@ -82,7 +84,7 @@ class LeanImageEncoder:
 
     Parameters
     ----------
-    model : a SAM2 whose windows divide its grids; see `suits`.
+    model : a SAM2 that has the neck known here; see `suits`.
     precision : of its products.
     """
 
@@ -101,14 +103,10 @@ class LeanImageEncoder:
 
     @staticmethod
     def suits(model: SAM2Base) -> bool:
-        """Tell whether no window is padded, and whether the neck is the one that is known here."""
-        trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
-        side, fits = model.image_size // 4, True
-        for block in trunk.blocks:
-            fits &= not block.window_size or side % block.window_size == 0
-            side //= 2 if block.q_stride else 1
+        """Tell whether the neck is the one that is known here."""
+        neck = model.image_encoder.neck
         known = list(neck.fpn_top_down_levels) == [2, 3] and neck.fpn_interp_model == "nearest"
-        return fits and known and neck.fuse_type == "sum" and len(neck.convs) == 4
+        return known and neck.fuse_type == "sum" and len(neck.convs) == 4
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode images.
@@ -135,16 +133,29 @@ class LeanImageEncoder:
         return fine, middle, plain + F.interpolate(coarse.float(), scale_factor=2.0, mode="nearest")
 
     def _through(self, block: _Block, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-        x, grid = grid.taken_apart(x, block.window or grid.down * grid.side)
+        whole = grid.down * grid.side
+        padded = block.window > 0 and whole % block.window > 0
+        x, grid = grid.taken_apart(x, whole if padded else block.window or whole)
         seen = block.norm1(x)
         shortcut = x
         if block.shortcut is not None:
             shortcut = block.shortcut(seen)
         if block.pools:
             shortcut = _pooled(shortcut, grid.side)
-        x = shortcut + block.out(self._attended(block, block.qkv(seen), grid.side))
+        attend = self._attended_in_padded_windows if padded else self._attended
+        x = shortcut + block.out(attend(block, block.qkv(seen), grid.side))
         grid = grid.pooled() if block.pools else grid
         return x + block.narrow(block.widen(block.norm2(x), "gelu")), grid
+
+    def _attended_in_padded_windows(self, block: _Block, qkv: Tensor, side: int) -> Tensor:
+        images, wide = len(qkv), -(-side // block.window) * block.window
+        full = block.qkv.bias.expand(images, wide, wide, -1).contiguous()
+        full[:, :side, :side] = qkv.unflatten(1, (side, side))
+        windows, grid = Grid(images, 1, 1, wide).taken_apart(full.flatten(1, 2), block.window)
+        seen = self._attended(block, windows, block.window)
+        if block.pools:
+            grid, side = grid.pooled(), side // 2
+        return grid.whole(seen)[:, :side, :side].flatten(1, 2)
 
     def _attended(self, block: _Block, qkv: Tensor, side: int) -> Tensor:
         query, key, value = qkv.chunk(3, dim=-1)  # (windows, tokens, C) each

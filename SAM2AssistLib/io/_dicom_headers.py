@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._image_grid import ENHANCED_CLASSES, ImageGrid, frame_grids, grid_of, values_of
+from SAM2AssistLib.io._image_grid import ENHANCED_CLASSES, ImageGrid, frame_grids, grid_of, text_in, values_of
 
 # What pydicom raises on a file that is cut off or overwritten somewhere in its header. Its messages quote elements,
 # which may name the patient, so sentences in their place are raised `from None`: a traceback would show both.
@@ -245,7 +245,7 @@ def _image_header(path: Path, dataset: FileDataset, is_complete: bool) -> ImageH
     return ImageHeader(
         path=path,
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
-        description=str(dataset.get("SeriesDescription") or "").strip(),
+        description=text_in(dataset, "SeriesDescription"),
         modality=modality,
         is_localizer="LOCALIZER" in [str(word).upper() for word in values_of(dataset, "ImageType")],
         is_enhanced=sop_class in ENHANCED_CLASSES,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.uid import RE_VALID_UID
 
+from SAM2AssistLib.io._image_grid import text_in
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.named_mask import NamedMask
 from SAM2AssistLib.io.terminology import CODING_SCHEME, Code, Terminology, terminology_of
@@ -32,12 +32,6 @@ _CIELAB_STEPS = 65535.0
 def label_of(name: str) -> str:
     """A name as a Segment Label: a backslash would divide it; line breaks and over 64 characters are not allowed."""
     return _as_lo(name) or "segment"
-
-
-def text_in(holder: Dataset, keyword: str) -> str:
-    """The text of an attribute, "" if there is none; what a backslash divides was written as one by others."""
-    value = holder.get(keyword) or ""
-    return ("/".join(map(str, value)) if isinstance(value, MultiValue) else str(value)).strip()
 
 
 def notes_on_labels(masks: Sequence[NamedMask]) -> list[str]:

@@ -19,7 +19,7 @@ from pydicom.valuerep import DA, TM
 
 from SAM2AssistLib.errors import InputError
 from SAM2AssistLib.io._dicom_headers import PARSE_ERRORS, read_dicom
-from SAM2AssistLib.io._image_grid import ImageGrid, frame_grids, grid_of, is_enhanced
+from SAM2AssistLib.io._image_grid import ImageGrid, frame_grids, grid_of, is_enhanced, text_in
 
 # Of type 1 in what is derived from an image (PS3.3 A.51). Anonymizers empty them; such a series gets others in its
 # derived object, always the same for the same images.
@@ -166,9 +166,9 @@ def _complete(path: Path, dataset: Dataset) -> None:
         setattr(dataset, keyword, told)
     for keyword in _MAY_BE_EMPTY:
         value = dataset.get(keyword, "")
-        # Each has one value; a backslash that somebody typed into it divides it.
-        one = " ".join(map(str, value)) if isinstance(value, MultiValue) else value
-        setattr(dataset, keyword, "" if one is None else one)
+        if isinstance(value, MultiValue):  # each has one
+            value = text_in(dataset, keyword)
+        setattr(dataset, keyword, "" if value is None else value)
 
 
 def _fill_grouping(datasets: Sequence[Dataset]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 # Classes whose geometry is told frame by frame: enhanced CT, legacy converted enhanced CT, enhanced MR.
 ENHANCED_CLASSES = frozenset(
@@ -93,6 +94,12 @@ def values_of(dataset: Dataset, keyword: str) -> list[object]:
     if value is None or value == "":
         return []
     return [value] if isinstance(value, str | int | float) else list(value)
+
+
+def text_in(dataset: Dataset, keyword: str) -> str:
+    """The text of an element, "" if there is none; a backslash that somebody typed into it divides it."""
+    value = dataset.get(keyword) or ""
+    return ("/".join(map(str, value)) if isinstance(value, MultiValue) else str(value)).strip()
 
 
 def _grid(positioned: Dataset, oriented: Dataset, measured: Dataset) -> ImageGrid | None:

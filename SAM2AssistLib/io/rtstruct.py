@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io._dicom_segments import label_of, notes_on_labels, text_in
+from SAM2AssistLib.io._dicom_segments import label_of, notes_on_labels
 from SAM2AssistLib.io._dicom_sources import SourceSeries, read_sources, same_grid
+from SAM2AssistLib.io._image_grid import text_in
 from SAM2AssistLib.io.algorithm import PROGRAM, Algorithm
 from SAM2AssistLib.io.atomic import atomic_path, check_place
 from SAM2AssistLib.io.dicom_seg import UTF_8

@@ -10,6 +10,7 @@ from typing import Protocol
 from pydicom.dataset import Dataset
 
 from SAM2AssistLib.errors import InputError
+from SAM2AssistLib.io._image_grid import text_in
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class RemoteSeries:
     modality: str
     description: str
     count: int | None
+
+    @classmethod
+    def answered(cls, study_uid: str, answer: Dataset) -> RemoteSeries:
+        """Take a server's answer to the question for the series of a study."""
+        count = answer.get("NumberOfSeriesRelatedInstances")
+        return cls(
+            study_uid=study_uid,
+            series_uid=text_in(answer, "SeriesInstanceUID"),
+            number=text_in(answer, "SeriesNumber"),
+            modality=text_in(answer, "Modality"),
+            description=text_in(answer, "SeriesDescription"),
+            count=int(count) if count else None,
+        )
 
     def __str__(self) -> str:
         """Give what a user needs to choose a series, without patient data."""

@@ -69,7 +69,7 @@ class DicomWebArchive:
         with self._told("search"):
             fields = ["SeriesNumber", "SeriesDescription", "Modality", "NumberOfSeriesRelatedInstances"]
             answers = self._client.search_for_series(study_uid, fields=fields)
-            return [_remote(study_uid, Dataset.from_json(answer)) for answer in answers]
+            return [RemoteSeries.answered(study_uid, Dataset.from_json(answer)) for answer in answers]
 
     def fetch(self, series: RemoteSeries) -> Iterator[Dataset]:
         """Give the objects of a series one by one, in the transfer syntax the server keeps them in (WADO-RS)."""
@@ -178,18 +178,6 @@ def _session(url: str, host: str) -> requests.Session:
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
-
-
-def _remote(study_uid: str, item: Dataset) -> RemoteSeries:
-    count: Any = item.get("NumberOfSeriesRelatedInstances")
-    return RemoteSeries(
-        study_uid=study_uid,
-        series_uid=str(item.SeriesInstanceUID),
-        number=str(item.get("SeriesNumber") or ""),
-        modality=str(item.get("Modality") or ""),
-        description=str(item.get("SeriesDescription") or "").strip(),
-        count=int(count) if count else None,
-    )
 
 
 def _meaning(status: int) -> str:

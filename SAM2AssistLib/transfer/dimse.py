@@ -125,7 +125,7 @@ class DimseArchive:
         query.QueryRetrieveLevel, query.StudyInstanceUID, query.SeriesInstanceUID = "SERIES", study_uid, ""
         query.SeriesNumber = query.NumberOfSeriesRelatedInstances = None
         query.SeriesDescription = query.Modality = ""
-        return [_remote(study_uid, item) for item in self._find(query)]
+        return [RemoteSeries.answered(study_uid, item) for item in self._find(query)]
 
     def fetch(self, series: RemoteSeries) -> Iterator[Dataset]:
         """Give the objects of a series one by one (C-GET, or C-MOVE to a port of ours)."""
@@ -311,15 +311,3 @@ def _reporting(run: Any, query: Dataset, inbox: _Inbox) -> None:
 
 def _hex(status: Dataset | None) -> str:
     return f"0x{status.Status:04X}" if status and "Status" in status else "none: the connection broke"
-
-
-def _remote(study_uid: str, item: Dataset) -> RemoteSeries:
-    count = item.get("NumberOfSeriesRelatedInstances")
-    return RemoteSeries(
-        study_uid=study_uid,
-        series_uid=str(item.get("SeriesInstanceUID") or ""),
-        number=str(item.get("SeriesNumber") or ""),
-        modality=str(item.get("Modality") or ""),
-        description=str(item.get("SeriesDescription") or "").strip(),
-        count=int(count) if count else None,
-    )

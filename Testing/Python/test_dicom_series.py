@@ -186,6 +186,11 @@ def test_the_series_of_a_folder_are_listed_with_most_images_first(folder):
     assert list_series(folder) == [DicomSeries("1.2.4", "long", "CT", 3), DicomSeries("1.2.3", "short", "CT", 2)]
 
 
+def test_a_description_that_a_backslash_divides_is_read_as_one(folder):
+    write_dicom_series(folder, ct_values((2, 4, 5)), SeriesDescription=r"venous\thin")
+    assert [series.description for series in list_series(folder)] == ["venous/thin"]
+
+
 def test_a_folder_without_dicom_has_no_series(tmp_path):
     assert list_series(tmp_path) == []
 

@@ -288,6 +288,14 @@ def without_long_waits(monkeypatch):
     monkeypatch.setattr(dicomweb, "_FIRST_WAIT_SECONDS", 0.002)
 
 
+def test_what_a_server_says_of_a_series_is_taken_whatever_is_missing_or_divided():
+    answer = pydicom.Dataset()
+    answer.SeriesInstanceUID, answer.SeriesDescription, answer.NumberOfSeriesRelatedInstances = "1.2.3", r"a\b", None
+    assert RemoteSeries.answered("1.2", answer) == RemoteSeries("1.2", "1.2.3", "", "", "a/b", None)
+    answer.SeriesNumber, answer.Modality, answer.NumberOfSeriesRelatedInstances = 4, "CT", 20
+    assert str(RemoteSeries.answered("1.2", answer)) == "4 ('a/b', CT, 20 images)"
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_service_that_is_busy_is_asked_again(without_long_waits, status):
     with busy_at_first(2, status) as (address, asked):

@@ -122,18 +122,20 @@ def test_the_memory_encoder_is_sam2s_where_objects_share_a_slice_and_where_they_
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
-def test_the_image_encoder_is_sam2s():
+@pytest.mark.parametrize(("architecture", "size"), [("mini", 256), ("hiera_t", 256), ("hiera_t", 512)])
+def test_the_image_encoder_is_sam2s_also_where_windows_reach_beyond_the_grid(architecture, size):
     torch.manual_seed(4)
-    model = build_sam2("mini", 256)
-    images = torch.randn(2, 3, 256, 256)
+    model = build_sam2(architecture, size)
+    images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         theirs, ours = model.forward_image(images)["backbone_fpn"], lean_image_encoder(model, EXACT)(images)
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, **TOLERANCE)
 
 
-def test_a_model_whose_windows_are_padded_is_used_as_it_is():
-    model = build_sam2("hiera_t", 512)
+def test_an_image_encoder_with_another_neck_is_used_as_it_is():
+    model = build_sam2("mini", SIZE)
+    model.image_encoder.neck.fuse_type = "avg"
     assert not LeanImageEncoder.suits(model)
     assert lean_image_encoder(model, EXACT) is None
 
