@@ -26,7 +26,7 @@ SLICES_FOR_OBJECTS = 50
 
 
 def ours_seconds(bench: Bench, slices: int, objects: int) -> float:
-    """Propagate the boxes of a scene once, after a first step that is not timed."""
+    """Propagate the objects of a scene once, after a first step that is not timed."""
     scene = make_scene(slices, bench.size, objects)
     with bench.alike.open(scene.volume) as session:
         show_objects(session, scene)
