@@ -28,7 +28,7 @@ class EngineOptions:
     prompts_decide : on a slice with a positive prompt the object is present, whatever its object score says.
     corrects_locally : a click on a slice that is shown already changes it around the click, see `local_corrections`.
         Otherwise the network decodes the whole slice again.
-    half : on a CPU with AMX, all is computed in bfloat16. None follows the model's catalogue entry.
+    half : on a CPU with AMX, not most but all is computed in bfloat16. None follows the model's catalogue entry.
     exact : on a CPU, nothing is computed in bfloat16, whatever the model bears.
     cache_bytes, cache_slices : of slice features, what is reached first; the bytes on a device for all open volumes
         together, the slices for each axis in use.

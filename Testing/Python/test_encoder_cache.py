@@ -56,6 +56,21 @@ def test_each_axis_has_features_of_its_own_and_closing_frees_them(a_quick_sessio
     assert not a_quick_session._planes
 
 
+def test_on_a_cpu_that_has_bfloat16_features_are_rounded_a_little_unless_they_have_to_be_exact(
+    quick_engine, a_blob_volume, monkeypatch
+):
+    def plain(exact: bool, has_bfloat16: bool) -> torch.Tensor:
+        monkeypatch.setattr("SAM2AssistLib.engine.products.computes_in_bfloat16", lambda device: has_bfloat16)
+        with quick_engine(exact=exact).open(a_blob_volume) as session:
+            return session._plane(0).network.features_of([(5, WHOLE)])[0].plain
+
+    exact = plain(exact=False, has_bfloat16=False)
+    assert torch.equal(plain(exact=True, has_bfloat16=True), exact)
+    rounded = plain(exact=False, has_bfloat16=True)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
+
+
 def test_features_come_back_in_the_order_asked_for_also_where_keys_repeat(an_encoder):
     encoder = an_encoder()
     keys = [(3, WHOLE), (1, WHOLE), (3, CROP), (3, WHOLE), (2, WHOLE), (1, WHOLE), (0, WHOLE)]
