@@ -135,7 +135,8 @@ def place(spec: ModelSpec, file: Path, progress: Progress | None = None) -> Path
     _refuse_embedded(spec)
     if not file.is_file():
         raise ModelError(f"There is no file {file}; name the downloaded weights of {spec.name}.")
-    digest = _check(spec, file, expected_sha256(spec) or file_sha256(file), progress)
+    other = f"name another copy, or leave --file out to fetch it from {spec.url}"
+    digest = _check(spec, file, expected_sha256(spec) or file_sha256(file), progress, instead=other)
     target = _writable_target(spec, file.stat().st_size)
     partial = _partial(target)
     is_the_part = partial.exists() and partial.samefile(file)  # left by a download, and whole: it only lacks its name
@@ -270,10 +271,13 @@ def _network() -> Iterator[None]:
         raise urllib.error.URLError(error) from error
 
 
-def _check(spec: ModelSpec, path: Path, expected: str | None, progress: Progress | None = None) -> str:
-    """Return the SHA-256 of the file, or raise `ModelError` naming what differs."""
+def _check(
+    spec: ModelSpec, path: Path, expected: str | None, progress: Progress | None = None, *, instead: str = ""
+) -> str:
+    """Return the SHA-256 of the file, or raise `ModelError` naming what differs and what to do ``instead``."""
     size = path.stat().st_size
     again = "install SAM2Assist again" if spec.embedded else f"use 'sam2assist models fetch {spec.name} --force'"
+    again = instead or again
     if spec.size_bytes is not None and size != spec.size_bytes:
         raise ModelError(
             f"{path.name} is not the published file of {spec.name}: it has {size:,} bytes and should have "

@@ -80,6 +80,15 @@ def test_a_copy_the_user_has_is_placed_verified_and_removed(own_copy: str) -> No
     assert isinstance(run("verify", "sam2.1-tiny").exception, ModelError)
 
 
+def test_a_copy_of_something_else_is_refused_with_where_to_get_the_right_one(own_copy: str) -> None:
+    Path(own_copy).write_bytes(WEIGHTS[::-1])
+    result = run("fetch", "sam2.1-tiny", "--file", own_copy)
+    assert isinstance(result.exception, ModelError)
+    assert "name another copy, or leave --file out to fetch it from http://127.0.0.1:1/tiny.pt" in str(result.exception)
+    assert "--force" not in str(result.exception)
+    assert not run_json("list")["models"][1]["present"]
+
+
 def test_fetching_without_a_network_tells_how_to_place_the_file() -> None:
     result = run("fetch", "sam2.1-tiny", "--json")
     assert isinstance(result.exception, ModelError)
