@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from SAM2AssistLib.io.terminology import terminology_of
 from SAM2AssistLib.mrml.gestures import Kind
+from SAM2AssistLib.mrml.prompt_nodes import ROLE
 from SAM2AssistLib.mrml.volumes import ijk_to_ras, local_to_world, moved, world_to_local
 
 NAMED_TAG = "SAM2Assist.Named"
@@ -136,9 +137,11 @@ def start_placing(scene: Any, node: Any, kind: Kind) -> None:
 
 
 def stop_placing(scene: Any) -> None:
-    """Let the mouse scroll and window again."""
-    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
-    if interaction is not None and interaction.GetCurrentInteractionMode() == interaction.Place:
+    """Let the mouse scroll and window again, unless it places control points of a node that is no prompt of ours."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    node = scene.GetNodeByID(selection.GetActivePlaceNodeID() or "") if selection is not None else None
+    if is_placing(scene) and (node is None or node.GetAttribute(ROLE) is not None):
+        interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
         interaction.SetCurrentInteractionMode(interaction.ViewTransform)
 
 

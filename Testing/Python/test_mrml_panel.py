@@ -114,6 +114,13 @@ def test_when_the_segment_is_deleted_clicks_go_into_another_and_end_with_the_las
     assert not is_placing(panel)
 
 
+def test_what_another_module_lets_the_user_place_goes_on_when_the_panel_is_left(panel: Panel) -> None:
+    ruler = panel.scene.AddNewNodeByClass("vtkMRMLMarkupsLineNode")
+    nodes.start_placing(panel.scene, ruler, nodes.Kind.BOX)
+    panel.exit()
+    assert is_placing(panel)
+
+
 # ---- names and codes
 
 
