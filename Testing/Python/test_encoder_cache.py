@@ -21,7 +21,7 @@ def an_encoder(a_quick_model, a_blob_volume):
     def make(budget_bytes: int = 1 << 30, volume: CTVolume = a_blob_volume, batch: int = 4, axis: int = 0):
         return SliceEncoder(
             a_quick_model, volume, axis, WINDOW_PRESETS["abdomen"], THREE_WINDOWS,
-            budget_bytes=budget_bytes, batch=batch,
+            budget_bytes=budget_bytes, batch=batch, exact=True,
         )  # fmt: skip
 
     return make
