@@ -7,8 +7,8 @@ What is saved over ``sam2.modeling.memory_attention``, all of it exact but for r
 * Queries, keys and values of the self-attention come from one product; the softmax scale is part of the weights.
 * What rows on one slice have in common, the first look around it, is computed once for all of them.
 * Tokens stay batch-first, memories token-major: nothing is transposed or copied to be made contiguous.
-* On a CPU one row follows the other: its keys and scores stay in the second-level cache, and scores become shares by an
-  exponential alone, divided by their sum after the values are weighed.
+* On a CPU one row follows the other: its keys and scores stay in a cache, and scores become shares by an exponential
+  alone, divided by their sum after the values are weighed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from SAM2AssistLib.engine.products import Precision, Product, product
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
-SCORE_BLOCK = 1 << 19
-"""Scores that a CPU computes at once: 2 MiB in float32, the second-level cache of a server core."""
+SCORE_BLOCK = 1 << 21
+"""Scores that a CPU computes at once, 8 MiB in float32: more would leave its caches, and fewer make slow products."""
 
 LEAST_TOTAL, MOST_TOTAL = 1e-20, 1e30
 """Between these a sum of exponentials has lost nothing: float32 goes from 1e-38 to 3e38."""
