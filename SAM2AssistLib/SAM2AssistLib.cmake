@@ -41,6 +41,7 @@ set(SAM2AssistLib_PYTHON_SCRIPTS
   SAM2AssistLib/engine/encoder.py
   SAM2AssistLib/engine/focus.py
   SAM2AssistLib/engine/heads.py
+  SAM2AssistLib/engine/heap.py
   SAM2AssistLib/engine/history.py
   SAM2AssistLib/engine/lean.py
   SAM2AssistLib/engine/lean_attention.py

@@ -7,7 +7,6 @@ prints the bytes that one propagation has added at its peak; the parent process 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from SAM2AssistLib.engine.heap import give_freed_memory_back
 from SAM2AssistLib.errors import ModelError
 
 STATM = Path("/proc/self/statm")
@@ -146,9 +146,7 @@ class HostWatch:
             torch.cuda.reset_peak_memory_stats()
             self.device_before = torch.cuda.memory_allocated()
         # What was freed before, but not given back to the system, would hide what is taken from now on.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        give_freed_memory_back()
         self._before = self._most = _resident_bytes()
 
     def look(self) -> None:

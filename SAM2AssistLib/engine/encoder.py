@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import sys
 import weakref
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from SAM2AssistLib.engine.appearance import Channels, to_channels
 from SAM2AssistLib.engine.device import computes_in_bfloat16, inference_precision
+from SAM2AssistLib.engine.heap import give_freed_memory_back
 from SAM2AssistLib.engine.lean import lean_image_encoder
 from SAM2AssistLib.engine.products import precision_on
 from SAM2AssistLib.engine.refiner import EDGE_CHANNELS, EdgeRefiner
@@ -220,7 +220,7 @@ class SliceEncoder:
         self.bytes_held -= oldest.size_bytes
         self.evicted += 1
         if self.evicted % EVICTIONS_BETWEEN_TRIMS == 0:
-            _trim_heap()
+            give_freed_memory_back()
         return oldest.size_bytes
 
 
@@ -230,14 +230,3 @@ _ENCODERS: weakref.WeakSet[SliceEncoder] = weakref.WeakSet()
 def _dtype_on(device: torch.device) -> torch.dtype:
     """Features are kept in half the size where that is how they are computed; elsewhere as they are."""
     return torch.bfloat16 if device.type == "cuda" and computes_in_bfloat16(device) else torch.float32
-
-
-def _trim_heap() -> None:
-    """Give freed memory back to the system, where the C library can (glibc's ``malloc_trim``).
-
-    Features come and go between tensors of other sizes; by itself the heap keeps about as much again as it holds.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

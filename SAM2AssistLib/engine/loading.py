@@ -12,6 +12,7 @@ from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec, find_model
 from SAM2AssistLib.engine.checkpoint import check_fits, load_everything
 from SAM2AssistLib.engine.device import choose_device
+from SAM2AssistLib.engine.heap import keep_freed_memory
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import PREFIX, EdgeRefiner, refiner_from
 from SAM2AssistLib.engine.session import Session
@@ -140,6 +141,8 @@ def engine_for(
         options = replace(options, carried_logits=spec.carries_logits)
     if options.half is None:
         options = replace(options, half=spec.bfloat16)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if refiner is not None:

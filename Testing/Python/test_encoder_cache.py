@@ -181,7 +181,7 @@ def test_a_volume_that_was_closed_takes_no_share(an_encoder):
 
 def test_freed_memory_goes_back_to_the_system_now_and_then(an_encoder, monkeypatch):
     trims = []
-    monkeypatch.setattr("SAM2AssistLib.engine.encoder._trim_heap", lambda: trims.append(1))
+    monkeypatch.setattr("SAM2AssistLib.engine.encoder.give_freed_memory_back", lambda: trims.append(1))
     monkeypatch.setattr("SAM2AssistLib.engine.encoder.EVICTIONS_BETWEEN_TRIMS", 2)
     encoder = an_encoder(budget_bytes=1)
     for index in range(6):
