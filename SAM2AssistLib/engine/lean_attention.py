@@ -89,8 +89,8 @@ class LeanMemoryAttention:
         """
         x = tokens + 0.1 * positions
         keys = memory + code
-        if not self.by_rows:
-            keys = keys.to(self.layers[0].key.weight.dtype)
+        if not self.by_rows:  # where all layers are of one type
+            keys, memory = (t.to(self.layers[0].key.weight.dtype) for t in (keys, memory))
         for number, layer in enumerate(self.layers):
             x = x + self._look_around(layer, layer.norm1(x))
             if number == 0:

@@ -276,8 +276,8 @@ def _check(
 ) -> str:
     """Return the SHA-256 of the file, or raise `ModelError` naming what differs and what to do ``instead``."""
     size = path.stat().st_size
-    again = "install SAM2Assist again" if spec.embedded else f"use 'sam2assist models fetch {spec.name} --force'"
-    again = instead or again
+    fetch_again = f"use 'sam2assist models fetch {spec.name} --force'"
+    again = instead or ("install SAM2Assist again" if spec.embedded else fetch_again)
     if spec.size_bytes is not None and size != spec.size_bytes:
         raise ModelError(
             f"{path.name} is not the published file of {spec.name}: it has {size:,} bytes and should have "
