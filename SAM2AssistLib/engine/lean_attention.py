@@ -7,8 +7,8 @@ What is saved over ``sam2.modeling.memory_attention``, all of it exact but for r
 * Queries, keys and values of the self-attention come from one product; the softmax scale is part of the weights.
 * What rows on one slice have in common, the first look around it, is computed once for all of them.
 * Tokens stay batch-first, memories token-major: nothing is transposed or copied to be made contiguous.
-* On a CPU one row follows the other: its keys and scores stay in a cache, and scores become shares by an exponential
-  alone, divided by their sum after the values are weighed.
+* On a CPU each thread takes a row of its own: its keys and scores stay in a cache, and nobody waits for the others.
+  Scores become shares by an exponential alone, divided by their sum after the values are weighed.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class LeanMemoryAttention:
     def __init__(self, model: SAM2Base, precision: Precision) -> None:
         attention = model.memory_attention
         self.norm = attention.norm
-        self.by_rows = model.device.type == "cpu"
+        self.on_cpu = model.device.type == "cpu"
         side = model.image_size // model.backbone_stride
         rotation = attention.layers[0].self_attn.compute_cis(end_x=side, end_y=side)
         self.rotation = rotation.to(model.device)  # (hw, C/2) complex
         *first, last = attention.layers
-        self.layers = [_prepared(layer, precision.bulk, precision.bulk) for layer in first]
-        self.layers.append(_prepared(last, precision.bulk, precision.fine))
+        looks = [(layer, precision.bulk) for layer in first] + [(last, precision.fine)]
+        self.layers = [_prepared(layer, precision.bulk, look, on_cpu=self.on_cpu) for layer, look in looks]
 
     def __call__(
         self, tokens: Tensor, rows: Tensor, positions: Tensor, memory: Tensor, code: Tensor, pointers: int
@@ -89,14 +89,14 @@ class LeanMemoryAttention:
         """
         x = tokens + 0.1 * positions
         keys = memory + code
-        if not self.by_rows:  # where all layers are of one type
+        if not self.on_cpu:  # where all layers are of one type
             keys, memory = (t.to(self.layers[0].key.weight.dtype) for t in (keys, memory))
         for number, layer in enumerate(self.layers):
-            x = x + self._look_around(layer, layer.norm1(x))
+            x += self._look_around(layer, layer.norm1(x))
             if number == 0:
                 x = x[rows]
-            x = x + self._look_back(layer, layer.norm2(x), keys, memory, pointers)
-            x = x + layer.narrow(layer.widen(layer.norm3(x), "relu"))
+            x += self._look_back(layer, layer.norm2(x), keys, memory, pointers)
+            x += layer.narrow(layer.widen(layer.norm3(x), "relu"))
         return self.norm(x)
 
     def _look_around(self, layer: _Layer, x: Tensor) -> Tensor:
@@ -107,47 +107,15 @@ class LeanMemoryAttention:
 
     def _look_back(self, layer: _Layer, x: Tensor, keys: Tensor, memory: Tensor, pointers: int) -> Tensor:
         query = self._rotated(layer.query(x))
-        if self.by_rows:
-            return layer.value_out(self._row_by_row(layer, query, keys, memory.to(query.dtype), pointers))
-        # The fused kernels want values as wide as keys.
-        key, value = self._rotated(layer.key(keys), pointers), layer.value(memory)
-        seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
-        return layer.out(seen[:, 0])
-
-    def _row_by_row(
-        self, layer: _Layer, query: Tensor, keys: Tensor, memory: Tensor, pointers: int, *, shifted: bool = False
-    ) -> Tensor:
-        """Attend from queries (R, Q, C) to memories (R, N, M), whose keys are still to be made; returns (R, Q, M).
-
-        A softmax takes exponentials of scores' distances to the largest one, and looking for that is two thirds of its
-        time. Where scores are moderate, as they are, it changes nothing; with ``shifted`` it is done.
-        """
-        rows, queries, channels = query.shape
-        count, width = memory.shape[1:]
-        # Through bfloat16, exponentials are no quicker than a softmax.
-        shifted |= query.dtype != torch.float32
-        seen, total = query.new_empty(rows, queries, width), query.new_ones(rows, queries, 1)
-        key = torch.empty(count, channels)
-        placed = torch.view_as_complex(key[: count - pointers].view(-1, len(self.rotation), channels // 2, 2))
-        block = max(1, min(queries, SCORE_BLOCK // count))
-        scores = query.new_empty(block, count)
-        weight, bias = layer.key.weight.t().float(), layer.key.bias.float()
-        for row in range(rows):
-            torch.addmm(bias, keys[row], weight, out=key)
-            placed *= self.rotation
-            by_channel = key.to(query.dtype).t()
-            for start in range(0, queries, block):
-                part = slice(start, min(start + block, queries))
-                score = torch.mm(query[row, part], by_channel, out=scores[: part.stop - start])
-                shares = score.softmax(dim=-1) if shifted else score.exp_()
-                torch.mm(shares, memory[row], out=seen[row, part])
-                if not shifted:
-                    torch.sum(shares, dim=-1, keepdim=True, out=total[row, part])
-        if shifted:
-            return seen
-        if LEAST_TOTAL < total.min() <= total.max() < MOST_TOTAL:
-            return seen.div_(total)
-        return self._row_by_row(layer, query, keys, memory, pointers, shifted=True)
+        if not self.on_cpu:  # the fused kernels want values as wide as keys
+            key, value = self._rotated(layer.key(keys), pointers), layer.value(memory)
+            seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)
+            return layer.out(seen[:, 0])
+        scores = query.shape[1] * keys.shape[1]
+        together = max(1, min(torch.get_num_threads(), SCORE_BLOCK // scores))
+        rows = zip(query.split(together), keys.split(together), memory.split(together), strict=True)
+        parts = [_attended(q, self._rotated(layer.key(k), pointers).to(q.dtype), m.to(q.dtype)) for q, k, m in rows]
+        return layer.value_out(torch.cat(parts))
 
     def _rotated(self, x: Tensor, unrotated: int = 0) -> Tensor:
         """Rotate tokens by their places, but for the last ones; (R, N, C) of which N is a multiple of hw."""
@@ -158,10 +126,33 @@ class LeanMemoryAttention:
         return torch.view_as_real(whole).flatten(2).to(x.dtype)
 
 
-def _prepared(layer: Any, dtype: torch.dtype, back_dtype: torch.dtype) -> _Layer:
+def _attended(query: Tensor, key: Tensor, memory: Tensor) -> Tensor:
+    """Attend from queries (R, Q, C) with keys (R, N, C) to memories (R, N, M) on a CPU; returns (R, Q, M)."""
+    block = max(1, SCORE_BLOCK // key[..., 0].numel())
+    by_channel = key.transpose(1, 2)
+    return torch.cat([_weighed(part, by_channel, memory) for part in query.split(block, dim=1)], dim=1)
+
+
+def _weighed(query: Tensor, key: Tensor, memory: Tensor) -> Tensor:
+    """Do so with keys (R, C, N).
+
+    A softmax takes exponentials of scores' distances to the largest one, and looking for that is two thirds of its
+    time. Where scores are moderate, as they are, it changes nothing; where they are not, it is done.
+    """
+    if query.dtype == torch.float32:  # through bfloat16, exponentials are no quicker than a softmax
+        shares = torch.bmm(query, key).exp_()
+        total = shares.sum(dim=-1, keepdim=True)
+        if LEAST_TOTAL < total.min() <= total.max() < MOST_TOTAL:
+            return torch.bmm(shares, memory).div_(total)
+    return torch.bmm(torch.bmm(query, key).softmax(dim=-1), memory)
+
+
+def _prepared(layer: Any, dtype: torch.dtype, back_dtype: torch.dtype, *, on_cpu: bool) -> _Layer:
     around, back = layer.self_attn, layer.cross_attn_image
     scale = 1 / math.sqrt(around.internal_dim)
     exact = torch.float32
+    # Keys are rotated in float32. A CPU makes them so, an accelerator has no units for it.
+    key_dtype = exact if on_cpu else back_dtype
     parts = [product(around.q_proj, exact, scale), product(around.k_proj, exact), product(around.v_proj, exact)]
     out = back.out_proj.weight
     return _Layer(
@@ -171,7 +162,7 @@ def _prepared(layer: Any, dtype: torch.dtype, back_dtype: torch.dtype) -> _Layer
         self_qkv=Product(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])).to(dtype),
         self_out=product(around.out_proj, dtype),
         query=product(back.q_proj, back_dtype, scale),
-        key=product(back.k_proj, back_dtype),
+        key=product(back.k_proj, key_dtype),
         value_out=Product(out @ back.v_proj.weight, out @ back.v_proj.bias + back.out_proj.bias).to(back_dtype),
         value=product(back.v_proj, back_dtype),
         out=product(back.out_proj, back_dtype),

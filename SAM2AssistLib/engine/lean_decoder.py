@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,16 +100,21 @@ class LeanDecoder:
         return f, m.reshape(count, -1, 4, wide)
 
     def __call__(
-        self, model: SAM2Base, tokens: Tensor, blocks: tuple[Tensor, Tensor], rows: Tensor, dense: Tensor | None
+        self,
+        model: SAM2Base,
+        tokens: Tensor,
+        blocks: tuple[Tensor, Tensor],
+        counts: Sequence[int],
+        dense: Tensor | None,
     ) -> Decoded:
         """Decode one mask for each row.
 
         Parameters
         ----------
         model : the one that was prepared.
-        tokens : (R, hw, C) conditioned features.
+        tokens : (R, hw, C) conditioned features, slice after slice.
         blocks : of `blocks_of`, for each slice once.
-        rows : (R,) which slice a row is on.
+        counts : how many rows are on each slice.
         dense : (R, 1, 4h, 4w) mask prompt logits, or None.
         """
         decoder, prompts = self.decoder, self.prompts
@@ -121,7 +127,7 @@ class LeanDecoder:
         ious = decoder.iou_prediction_head(queries[:, 1])
         first = 3 if self.several else 2
         candidates = queries[:, first : 2 + decoder.num_mask_tokens]
-        token, iou, logits = self._chosen(image, blocks, rows, candidates, ious[:, first - 2 :])
+        token, iou, logits = self._chosen(image, blocks, counts, candidates, ious[:, first - 2 :])
         kept = token if model.use_multimask_token_for_obj_ptr or not self.several else queries[:, 2]
         return Decoded(logits.float(), iou.float(), score.float(), pointer_of(model, kept, score))
 
@@ -134,13 +140,14 @@ class LeanDecoder:
                 q = queries + start
                 queries = queries + layer.around(q=q, k=q, v=queries)
             queries = layer.norm1(queries)
-            key, value, back_query = (layer.image(image) + layer.image_places).chunk(3, dim=-1)
+            key, value, back_query = layer.image(image).add_(layer.image_places).chunk(3, dim=-1)
             seen = self._attend(layer.query(queries + start), key, value)
             queries = layer.norm2(queries + layer.out(seen))
             queries = layer.norm3(queries + layer.narrow(layer.widen(queries, "relu")))
             seen = _attend_to_few(back_query, layer.back_key(queries + start), layer.back_value(queries), self.heads)
-            image = layer.norm4(image + layer.back_out(seen))
-        key, value = (self.last_image(image) + self.last_places).chunk(2, dim=-1)
+            image += layer.back_out(seen)
+            image = layer.norm4(image)
+        key, value = self.last_image(image).add_(self.last_places).chunk(2, dim=-1)
         seen = self._attend(self.last_query(queries + start), key, value)
         return self.norm(queries + self.last_out(seen)), image
 
@@ -149,7 +156,7 @@ class LeanDecoder:
         return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).flatten(2)
 
     def _chosen(
-        self, image: Tensor, blocks: tuple[Tensor, Tensor], rows: Tensor, candidates: Tensor, ious: Tensor
+        self, image: Tensor, blocks: tuple[Tensor, Tensor], counts: Sequence[int], candidates: Tensor, ious: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the candidate with the best predicted IoU, and draw its mask."""
         batch = torch.arange(len(image), device=image.device)
@@ -161,22 +168,30 @@ class LeanDecoder:
             token, iou, weights = candidates[batch, best], ious[batch, best], every[batch, best]
         else:
             token, iou, weights = candidates[:, 0], ious[:, 0], networks[0](candidates[:, 0])
-        logits = torch.matmul(self._upscaled(image, blocks, rows), weights[:, :, None])[..., 0]  # (R, hw*16)
+        logits = torch.matmul(self._upscaled(image, blocks, counts), weights[:, :, None])[..., 0]  # (R, hw*16)
         return token, iou, self._unblocked(logits)
 
-    def _upscaled(self, image: Tensor, blocks: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    def _upscaled(self, image: Tensor, blocks: tuple[Tensor, Tensor], counts: Sequence[int]) -> Tensor:
         """Upscale to (R, hw*16, C/8), in blocks."""
         fine, middle = blocks
-        x = self.up1(image).unflatten(-1, (4, -1)) + middle[rows]
+        x = _added(self.up1(image).unflatten(-1, (4, -1)), middle, counts)
         norm = self.up_norm
         x = F.gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-        x = self.up2(x).unflatten(-1, (4, -1)) + fine[rows]
+        x = _added(self.up2(x).unflatten(-1, (4, -1)), fine, counts)
         return F.gelu(x).flatten(1, 3)
 
     def _unblocked(self, logits: Tensor) -> Tensor:
         side = math.isqrt(logits.shape[1] // 16)
         x = logits.view(-1, side, side, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return x.reshape(-1, 1, 4 * side, 4 * side)
+
+
+def _added(x: Tensor, own: Tensor, counts: Sequence[int]) -> Tensor:
+    """Add to rows (R, ...), in place if their type bears it, what their slices have of their own, (U, ...)."""
+    x = x.to(torch.promote_types(x.dtype, own.dtype))
+    for rows, each in zip(x.split(list(counts)), own, strict=True):
+        rows.add_(each)
+    return x
 
 
 def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -191,11 +206,11 @@ def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Ten
     keys = (by_head[..., None] * own[:, None, None]).reshape(rows, width, few * heads)
     scores = torch.bmm(query, keys).view(rows, -1, few, heads)
     most = functools.reduce(torch.maximum, scores.unbind(2))
-    shares = (scores - most[:, :, None]).exp_()
+    shares = scores.sub_(most[:, :, None]).exp_()
     total = functools.reduce(torch.add, shares.unbind(2))
     values = (value.unflatten(-1, (heads, -1))[:, :, None] * own[..., None]).reshape(rows, few * heads, width)
     seen = torch.bmm(shares.flatten(2), values).unflatten(-1, (heads, -1))
-    return (seen / total[..., None]).flatten(2)
+    return seen.div_(total[..., None]).flatten(2)
 
 
 def _layer(layer: Any, places: Tensor, dtype: torch.dtype) -> _Layer:

@@ -45,9 +45,14 @@ class _Shrink:
         if y.shape[1] >= LEAST_CHANNELS:
             z = F.layer_norm(y.permute(0, 2, 3, 1), y.shape[1:2], self.scale.flatten(), self.shift.flatten(), self.eps)
             return F.gelu(z).permute(0, 3, 1, 2)
-        # Few channels are quicker to normalise one after the other; their mean is 0 already.
-        deviation = (y * y).mean(dim=1, keepdim=True).add_(self.eps).rsqrt_()
-        return F.gelu(y.mul_(deviation).mul_(self.scale).add_(self.shift))
+        # Few channels are quicker to normalise one after the other, each in one piece; their mean is 0 already.
+        y = y.contiguous()
+        first, *others = y.unbind(dim=1)
+        squares = first * first
+        for channel in others:
+            squares.addcmul_(channel, channel)
+        deviation = squares.div_(y.shape[1]).add_(self.eps).rsqrt_()[:, None]
+        return F.gelu(torch.addcmul(self.shift, y.mul_(deviation), self.scale, out=y))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +65,11 @@ class _Block:
     narrow: Product
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply it to (B, h, w, C)."""
+        """Apply it to (B, h, w, C), in place."""
         y = self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = F.layer_norm(y, y.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
-        return x + self.narrow(self.widen(y, "gelu"))
+        x += self.narrow(self.widen(y, "gelu"))
+        return x
 
 
 class LeanMemoryEncoder:
@@ -114,12 +120,13 @@ class LeanMemoryEncoder:
         x = mask.mul_(model.sigmoid_scale_for_mem_enc).add_(model.sigmoid_bias_for_mem_enc)
         for shrink in self.shrinks:
             x = shrink(x)
-        x = self.last(x.permute(0, 2, 3, 1)).float() + self.own(plain.permute(0, 2, 3, 1))[rows]
+        x = self.last(x.permute(0, 2, 3, 1)).float()
+        x += self.own(plain.permute(0, 2, 3, 1))[rows]
         for block in self.blocks:
             x = block(x)
         memory = self.out(x).float().permute(0, 3, 1, 2)
         absent = (object_score <= 0).to(memory.dtype)[..., None, None]
-        memory = memory + absent * model.no_obj_embed_spatial[..., None, None]
+        memory += absent * model.no_obj_embed_spatial[..., None, None]
         return memory.contiguous(memory_format=torch.channels_last)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from SAM2AssistLib.engine.heads import ABSENT_LOGIT
 from SAM2AssistLib.engine.views import View
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class SliceState:
     def shows(self) -> bool:
         """Whether there is a mask at all."""
         return self.object_score > 0 and bool((self.logits > 0).any())
+
+    @property
+    def blank(self) -> bool:
+        """Whether a propagation has found the segment absent, so that the state tells nothing else of the slice."""
+        return not self.prompted and self.object_score <= 0 and bool((self.logits <= ABSENT_LOGIT).all())
 
     @property
     def confidence(self) -> float:

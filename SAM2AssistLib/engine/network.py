@@ -7,6 +7,7 @@ one slice seen through one view.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
@@ -213,10 +214,14 @@ class Network:
     def track(self, rows: Sequence[Row]) -> list[SliceState]:
         """Decode rows from their memories, without prompts; their memories still to be made."""
         self._read_ahead(rows)
-        states: list[SliceState] = []
-        for start in range(0, len(rows), self.row_batch):
-            states += self._track(rows[start : start + self.row_batch])
-        return states
+        slices = {key: n for n, key in enumerate(dict.fromkeys((row.index, row.view) for row in rows))}
+        # Rows on one slice follow each other, so that what is the slice's is added to all of them at once.
+        order = sorted(range(len(rows)), key=lambda n: slices[rows[n].index, rows[n].view])
+        states: dict[int, SliceState] = {}
+        for start in range(0, len(order), self.row_batch):
+            part = order[start : start + self.row_batch]
+            states |= zip(part, self._track([rows[n] for n in part]), strict=True)
+        return [states[n] for n in range(len(rows))]
 
     def _read_ahead(self, rows: Sequence[Row]) -> None:
         """Where slices have to be encoded, encode the next ones on the way with them: together they cost less each."""
@@ -245,7 +250,8 @@ class Network:
             positions = self.encoder.positions.flatten(1).t()
             tokens = lean.condition(self.model, tokens, place, positions, recalls, self.slices)
             fine, middle = high_res
-            decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), place, mask)
+            counts = list(Counter((row.index, row.view) for row in rows).values())
+            decoded = lean.decoder(self.model, tokens, lean.decoder.blocks_of(fine, middle), counts, mask)
         decoded = self._refined(decoded, found, place, mask)
         return self._states([r.view for r in rows], decoded, from_prompt=False, reverse=[r.reverse for r in rows])
 
@@ -266,17 +272,25 @@ class Network:
 
     @_inference
     def remember(self, indices: Sequence[int], states: Sequence[SliceState]) -> list[SliceState]:
-        """Encode the memories of states, in as few batches as there are kinds: prompted ones are binarised."""
-        done: dict[int, SliceState] = {}
+        """Encode the memories of states, in as few batches as there are kinds: prompted ones are binarised.
+
+        Where segments are absent there is only the slice to be remembered, once for all of them.
+        """
+        first: dict[object, int] = {}
+        makers = [
+            first.setdefault((index, state.view) if state.blank else n, n)
+            for n, (index, state) in enumerate(zip(indices, states, strict=True))
+        ]
+        made: dict[int, Tensor] = {}
         for prompted in (False, True):
-            rows = [n for n, state in enumerate(states) if state.prompted == prompted]
+            rows = [n for n in first.values() if states[n].prompted == prompted]
             for start in range(0, len(rows), self.row_batch):
                 part = rows[start : start + self.row_batch]
                 found, place = self._features([(indices[n], states[n].view) for n in part])
                 plain = torch.stack([features.plain for features in found])
                 memories = self._memories(plain, place, [states[n] for n in part], from_prompt=prompted)
-                done |= {n: replace(states[n], memory=m) for n, m in zip(part, memories, strict=True)}
-        return [done[n] for n in range(len(states))]
+                made |= zip(part, memories, strict=True)
+        return [replace(state, memory=made[maker]) for state, maker in zip(states, makers, strict=True)]
 
     def seen_through(
         self, indices: Sequence[int], states: Sequence[SliceState], views: Sequence[View]

@@ -50,7 +50,7 @@ def scene(request):
     )
 
 
-def both_attentions(model, precision):
+def both_attentions(model, precision, *, on_cpu=True):
     """Condition three rows on two slices, of which the first and the last share one: SAM2's tokens and ours."""
     rows, on = 3, torch.tensor([1, 0, 1])
     count = 2 * GRID**2 + POINTER_TOKENS
@@ -63,13 +63,29 @@ def both_attentions(model, precision):
         memory_pos=code.transpose(0, 1),
         num_obj_ptr_tokens=POINTER_TOKENS,
     ).transpose(0, 1)
-    return theirs, LeanMemoryAttention(model, precision)(slices, on, places, memory, code, POINTER_TOKENS)
+    attention = LeanMemoryAttention(model, precision)
+    attention.on_cpu = on_cpu
+    return theirs, attention(slices, on, places, memory, code, POINTER_TOKENS)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("block", [1 << 21, 700])
 def test_memory_attention_is_sam2s(scene, monkeypatch, block):
     monkeypatch.setattr("SAM2AssistLib.engine.lean_attention.SCORE_BLOCK", block)
+    theirs, ours = both_attentions(scene.model, EXACT)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_memory_attention_is_sam2s_on_the_way_that_accelerators_take(scene):
+    theirs, ours = both_attentions(scene.model, EXACT, on_cpu=False)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_memory_attention_is_sam2s_however_many_threads_take_a_row_each(scene, monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     theirs, ours = both_attentions(scene.model, EXACT)
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
@@ -107,9 +123,19 @@ def test_the_decoder_without_prompts_is_sam2s(scene, with_mask):
     theirs = decode(scene.model, scene.plain, [scene.fine, scene.middle], dense=dense)
     decoder = lean_tracking(scene.model, EXACT).decoder
     tokens, blocks = scene.plain.flatten(2).transpose(1, 2), decoder.blocks_of(scene.fine, scene.middle)
-    ours = decoder(scene.model, tokens, blocks, torch.arange(3), dense)
+    ours = decoder(scene.model, tokens, blocks, [1, 1, 1], dense)
     for name in ("logits", "iou", "object_score", "pointer"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **TOLERANCE)
+
+
+@torch.inference_mode()
+def test_the_decoder_is_sam2s_where_objects_share_a_slice(scene):
+    place = torch.tensor([0, 0, 1])
+    theirs = decode(scene.model, scene.plain, [scene.fine[place], scene.middle[place]])
+    decoder = lean_tracking(scene.model, EXACT).decoder
+    tokens, blocks = scene.plain.flatten(2).transpose(1, 2), decoder.blocks_of(scene.fine[:2], scene.middle[:2])
+    ours = decoder(scene.model, tokens, blocks, [2, 1], None)
+    torch.testing.assert_close(ours.logits, theirs.logits, **TOLERANCE)
 
 
 @torch.inference_mode()

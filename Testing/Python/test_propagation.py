@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from blobs import click, draw_box, extent, run, two_blobs
 
+from SAM2AssistLib.engine.heads import ABSENT_LOGIT
 from SAM2AssistLib.engine.network import Network
 from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.segment import gaps
@@ -246,6 +248,28 @@ def test_what_is_remembered_of_a_click_is_made_when_it_is_needed_and_once_for_bo
     assert not made
     run(a_quick_session)
     assert sorted(made) == list(range(10))
+
+
+def test_what_absent_segments_remember_of_a_slice_is_made_once_and_is_what_each_would_make(
+    a_quick_session, a_segment, monkeypatch
+):
+    click(a_quick_session, a_segment, BALL)
+    run(a_quick_session)
+    network = a_quick_session._plane(0).network
+    shown = a_quick_session._record(a_segment).findings.states[6]
+    absent = replace(shown, object_score=-3.0, iou=0.0, logits=torch.full_like(shown.logits, ABSENT_LOGIT))
+    states, indices = [absent, shown, replace(absent), replace(absent)], [2, 6, 2, 7]
+    apart = [network.remember([k], [state])[0].memory for k, state in zip(indices, states, strict=True)]
+    rows = []
+    make = Network._memories
+    monkeypatch.setattr(
+        Network, "_memories", lambda *args, **kwargs: rows.append(len(args[3])) or make(*args, **kwargs)
+    )
+    together = [state.memory for state in network.remember(indices, states)]
+    assert rows == [3]
+    for ours, alone in zip(together, apart, strict=True):
+        torch.testing.assert_close(ours, alone, rtol=0.02, atol=0.02)
+    assert not torch.equal(together[0], together[3])
 
 
 def test_a_prompt_removed_while_a_propagation_is_suspended_takes_what_it_has_found_with_it(a_quick_session, a_segment):
