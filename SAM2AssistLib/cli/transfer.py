@@ -46,9 +46,10 @@ def pull_command(
 ) -> None:
     """Fetch one series from a DICOM server into a new folder. Credentials come from the environment or keyring."""
     from SAM2AssistLib.transfer.archive import choose
-    from SAM2AssistLib.transfer.moving import pull
+    from SAM2AssistLib.transfer.moving import check_landing, pull
 
     check_study(study)
+    check_landing(output)
     archive = _archive(dicomweb, aet, host, port, own_aet, move_port, tls)
     with working(f"Asking {archive.name}"):
         chosen = choose(archive.series_of(study), series, archive.name)

@@ -31,7 +31,7 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
         A NIfTI, NRRD or MHA file, any other file SimpleITK reads, a folder with DICOM files, a DICOMDIR, or a DICOM
         image, which stands for its whole series.
     series : str, optional
-        Number, as messages list it, or UID of the series, where a folder holds several; no meaning for other files.
+        Number, as messages list it, or UID of the series, where a folder holds several.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
     Raises
     ------
     InputError
-        If it does not exist, cannot be read, or is not one CT volume.
+        If it does not exist, cannot be read, or is not one CT volume; if a series is chosen in what is not DICOM.
     """
     source = Path(path)
     if not source.is_dir() and not source.is_file():
@@ -53,6 +53,8 @@ def read_volume(path: str | Path, *, series: str | None = None) -> CTVolume:
             if series:
                 return read_dicom_series(source.parent, series=series)
             return read_dicom_series(source.parent, series=series_of_file(source) or None, image=source)
+        if series:
+            raise InputError(f"{source.name} is one image and holds no series to choose from; leave out --series.")
         return read_image_file(source)
     except OSError as error:
         name = Path(error.filename).name if isinstance(error.filename, str | Path) else source.name

@@ -51,7 +51,8 @@ class TlsFiles:
 
 def credentials_for(host: str) -> Credentials:
     """Find the credentials for a host in the environment, else in the keyring."""
-    token = os.environ.get("SAM2ASSIST_DICOMWEB_TOKEN", "")
+    # Read from a file, a token often brings the end of its line along, which no header may have in it.
+    token = os.environ.get("SAM2ASSIST_DICOMWEB_TOKEN", "").strip()
     user = os.environ.get("SAM2ASSIST_DICOMWEB_USER", "")
     if token or user:
         return Credentials(token, user, os.environ.get("SAM2ASSIST_DICOMWEB_PASSWORD", ""))

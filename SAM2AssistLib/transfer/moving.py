@@ -130,14 +130,26 @@ def _confirmed(archive: Archive, instance: Instance) -> bool:
     return False
 
 
+def check_landing(folder: Path) -> None:
+    """Refuse a folder that a series cannot be pulled into.
+
+    Raises
+    ------
+    OutputError
+        If it holds something, or the folder that it is to be in is not there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty; name a new folder for the series.")
+    parent = Path(os.path.realpath(folder)).parent
+    if not parent.is_dir():
+        raise OutputError(f"The folder {parent} does not exist; make it first.")
+
+
 @contextmanager
 def _landing(folder: Path) -> Iterator[Path]:
     """A folder beside the one that is meant, which takes its place when the block ends without an exception."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not empty; name a new folder for the series.")
+    check_landing(folder)
     target = Path(os.path.realpath(folder))
-    if not target.parent.is_dir():
-        raise OutputError(f"The folder {target.parent} does not exist; make it first.")
     place = target.with_name(f".sam2assist-{secrets.token_hex(6)}")
     try:
         place.mkdir(mode=0o700)

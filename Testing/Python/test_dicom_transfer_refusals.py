@@ -51,6 +51,16 @@ def test_credentials_are_not_sent_over_http_to_another_computer(monkeypatch):
     check_not_in_the_clear("http://localhost:8042/dicom-web", credentials)
 
 
+def test_the_end_of_a_line_is_no_part_of_a_token(monkeypatch):
+    monkeypatch.setenv("SAM2ASSIST_DICOMWEB_TOKEN", "not-a-secret\r\n")
+    assert credentials_for("pacs.example.org").token == "not-a-secret"
+
+
+def test_a_folder_that_holds_something_is_told_before_a_server_is_asked(a_ct, capfd):
+    outcome = run(capfd, "pull", "--study", "1.2.3", "-o", a_ct, "--dicomweb", "http://localhost:9/dicom-web")
+    assert "not empty" in sentence_of(outcome)
+
+
 def test_credentials_come_from_the_keyring_where_the_environment_has_none(monkeypatch):
     keyring = pytest.importorskip("keyring")
     monkeypatch.delenv("SAM2ASSIST_DICOMWEB_USER")

@@ -76,6 +76,12 @@ def test_any_rectangular_grid_comes_back(tmp_path, angles, spacing, origin, flip
     np.testing.assert_allclose(volume.lps_from_index_ijk(corners), expected, atol=1e-3)
 
 
+def test_a_series_cannot_be_chosen_in_an_image_that_is_not_dicom(tmp_path):
+    path = write_image(tmp_path / "scan.nii.gz", ct_values((3, 4, 5)))
+    with pytest.raises(InputError, match=r"scan\.nii\.gz is one image .* leave out --series"):
+        CTVolume.read(path, series="3")
+
+
 def test_a_path_may_be_a_string(tmp_path):
     assert CTVolume.read(str(write_image(tmp_path / "scan.mha", ct_values((3, 4, 5))))).shape_kji == (3, 4, 5)
 
