@@ -105,6 +105,9 @@ def evaluate(
     try:
         with _progress() as show:
             for step in job.run():
+                new = [note for warning in step.warnings if (note := f"{step.case}: {warning}") not in notes]
+                tell(new)
+                notes += new
                 show(step.share, step.new_share, f"{step.case} {step.structure}".strip())
     except KeyboardInterrupt:
         with undisturbed():

@@ -86,9 +86,8 @@ def measure_organs(cases: Sequence[Case], plan: OrganPlan, store: Store[OrganSco
             known = CaseResults(units, (*known.measured, unit), (*known.records, *scores))
             store.save(case.name, known)
             new_share += 1 / total
-            yield Progress(
-                case.name, unit if plan.draws > 1 else "", (number * plan.draws + draw + 1) / total, new_share
-            )
+            share = (number * plan.draws + draw + 1) / total
+            yield Progress(case.name, unit if plan.draws > 1 else "", share, new_share, held.volume.warnings)
 
 
 def _measure(case: ReadCase, plan: OrganPlan, draw: int, store: Store[OrganScore]) -> list[OrganScore]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from SAM2AssistLib.evaluation.cases import Case
+from SAM2AssistLib.evaluation.cases import Case, ReadCase
 from SAM2AssistLib.evaluation.interactive import Mask, Task, Trial, User, run_trial
 from SAM2AssistLib.evaluation.methods import Method, Opened
 from SAM2AssistLib.evaluation.store import CaseResults, Store
@@ -45,12 +45,14 @@ class Progress:
     case, structure : what has just been measured; an empty structure for a case that was complete already.
     share : of all the work, in [0, 1]; cases count alike.
     new_share : of that, what was measured in this run.
+    warnings : what is unusual about the case's image, if it was read.
     """
 
     case: str
     structure: str
     share: float
     new_share: float
+    warnings: tuple[str, ...] = ()
 
 
 def measure(cases: Sequence[Case], plan: Plan, store: Store[Trial]) -> Iterator[Progress]:
@@ -70,30 +72,31 @@ def measure(cases: Sequence[Case], plan: Plan, store: Store[Trial]) -> Iterator[
         if known is not None and known.is_complete:
             yield Progress(case.name, "", (number + 1) / len(cases), new_share)
             continue
-        for structure, done, total in _measure_case(case, plan, store, known):
+        held = case.read()
+        for structure, done, total in _measure_case(held, plan, store, known):
             new_share += 1 / total / len(cases)
-            yield Progress(case.name, structure, (number + done / total) / len(cases), new_share)
+            share = (number + done / total) / len(cases)
+            yield Progress(case.name, structure, share, new_share, held.volume.warnings)
 
 
 def _measure_case(
-    case: Case, plan: Plan, store: Store[Trial], known: CaseResults[Trial] | None
+    held: ReadCase, plan: Plan, store: Store[Trial], known: CaseResults[Trial] | None
 ) -> Iterator[tuple[str, int, int]]:
     """Yield each structure that has been measured, how many have been by now, and how many there are."""
-    held = case.read()
     structures = tuple(held.structures(plan.structures, plan.least_voxels))
     results = CaseResults(structures, known.measured if known else (), known.records if known else ())
     left = [s for s in structures if s not in results.measured]
     if not left:
-        store.save(case.name, results)
+        store.save(held.name, results)
         yield "", 1, 1
         return
     with ExitStack() as stack:
         opened = [stack.enter_context(method.open(held.volume)) for method in plan.methods]
         for structure in left:
-            task = Task(case.name, structure, held.reference(structure), held.spacing_kji)
+            task = Task(held.name, structure, held.reference(structure), held.spacing_kji)
             trials = tuple(t for user in plan.users for t in _trials(task, user, plan, opened, store))
             results = CaseResults(structures, (*results.measured, structure), (*results.records, *trials))
-            store.save(case.name, results)
+            store.save(held.name, results)
             yield structure, len(results.measured), len(structures)
 
 

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from command_line import GRID, run, sentence_of
+from command_line import GRID, balls, run, sentence_of
 from ct_files import write_image
 from evaluation_data import ball_labels, write_data
 from PIL import Image
@@ -59,6 +59,18 @@ def test_cvpr25_gives_six_scores_for_each_structure_and_a_report_with_pictures(c
         assert f"({picture})" in report
         with Image.open(out / picture) as image:
             assert np.ptp(np.asarray(image.convert("L"))) > 200
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("protocol", ["cvpr25", "flare22"])
+def test_an_image_that_is_hardly_in_hounsfield_units_is_told_once(capfd, data, out, protocol):
+    write_image(data / "images" / "two.nii.gz", balls() + 3000, GRID)
+    (data / "labels.json").write_text(json.dumps({"liver": 2, "spleen": 5}))
+    outcome = measured(capfd, data, out, protocol, "--least-voxels", "1", "--json")
+    told = [line for line in outcome.err.splitlines() if "Hounsfield" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Note: two: two.nii.gz does not look like CT")
+    assert told[0].removeprefix("Note: ") in json.loads(outcome.out)["warnings"]
 
 
 @pytest.mark.usefixtures("engine")
