@@ -87,7 +87,8 @@ class LeanMemoryAttention:
         -------
         (R, hw, C).
         """
-        x = tokens + 0.1 * positions
+        # Features are kept channel after channel, in which order all that follows would be several times slower.
+        x = torch.add(tokens.contiguous(), positions, alpha=0.1)
         keys = memory + code
         if not self.on_cpu:  # where all layers are of one type
             keys, memory = (t.to(self.layers[0].key.weight.dtype) for t in (keys, memory))

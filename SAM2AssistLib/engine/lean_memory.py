@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 LEAST_CHANNELS = 16
+"""With fewer going in, a convolution is too narrow for the tiles that bfloat16 is fast in, and its outputs, too few to
+be normalised a pixel at a time, are quicker in planes: one channel after the other, each in one piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +41,21 @@ class _Shrink:
     padding: Any
 
     def __call__(self, x: Tensor) -> Tensor:
-        # Channels last is what CPUs convolve fastest, and what accelerators want in bfloat16.
-        x = x.to(self.weight.dtype, memory_format=torch.channels_last)
-        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding).float()
-        if y.shape[1] >= LEAST_CHANNELS:
-            z = F.layer_norm(y.permute(0, 2, 3, 1), y.shape[1:2], self.scale.flatten(), self.shift.flatten(), self.eps)
-            return F.gelu(z).permute(0, 3, 1, 2)
-        # Few channels are quicker to normalise one after the other, each in one piece; their mean is 0 already.
-        y = y.contiguous()
+        if x.shape[1] >= LEAST_CHANNELS:
+            # Channels last is what CPUs convolve fastest, and what accelerators want in bfloat16.
+            y = self._convolved(x.to(self.weight.dtype, memory_format=torch.channels_last)).float().permute(0, 2, 3, 1)
+            y = F.layer_norm(y, y.shape[-1:], self.scale.flatten(), self.shift.flatten(), self.eps)
+            return torch.ops.aten.gelu_(y).permute(0, 3, 1, 2)
+        y = self._convolved(x.to(self.weight.dtype)).float().contiguous()
         first, *others = y.unbind(dim=1)
         squares = first * first
         for channel in others:
             squares.addcmul_(channel, channel)
         deviation = squares.div_(y.shape[1]).add_(self.eps).rsqrt_()[:, None]
-        return F.gelu(torch.addcmul(self.shift, y.mul_(deviation), self.scale, out=y))
+        return torch.ops.aten.gelu_(torch.addcmul(self.shift, y.mul_(deviation), self.scale, out=y))
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +134,11 @@ class LeanMemoryEncoder:
 
 
 def _shrink(conv: Any, norm: Any, precision: Precision) -> _Shrink:
-    # The first ones have too few channels for the tiles that bfloat16 is fast in.
     dtype = precision.bulk if conv.in_channels >= LEAST_CHANNELS else torch.float32
     weight = conv.weight - conv.weight.mean(dim=0, keepdim=True)
+    in_planes = 1 < conv.in_channels < LEAST_CHANNELS
     return _Shrink(
-        weight.to(dtype, memory_format=torch.channels_last),
+        weight.to(dtype, memory_format=torch.contiguous_format if in_planes else torch.channels_last),
         (conv.bias - conv.bias.mean()).to(dtype),
         norm.weight[:, None, None],
         norm.bias[:, None, None],
