@@ -8,7 +8,7 @@ adapter was switched to, or the model moved to another device).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -38,7 +38,7 @@ class LeanModel:
     def __init__(self, model: SAM2Base, precision: Precision) -> None:
         self.attention = LeanMemoryAttention(model, precision)
         self.memory_encoder = LeanMemoryEncoder(model, precision)
-        self.decoder = LeanDecoder(model, precision.fine)
+        self.decoder = LeanDecoder(model, precision)
         side = model.image_size // model.backbone_stride
         places = model.memory_encoder.position_encoding(torch.zeros(1, model.mem_dim, side, side, device=model.device))
         self._places = places[0].flatten(1).t().contiguous()  # (hw, M)
@@ -131,8 +131,10 @@ _PREPARED: weakref.WeakKeyDictionary[SAM2Base, dict[_Part, _Prepared]] = weakref
 def lean_tracking(model: SAM2Base, precision: Precision) -> LeanModel | None:
     """Return a model's tracking prepared for inference, or None for a model that has to be used as it is."""
 
-    def prepare() -> LeanModel | None:
-        return LeanModel(model, precision) if LeanDecoder.suits(model) else None
+    def prepare() -> tuple[LeanModel | None, Iterable[Tensor]]:
+        others = set(model.image_encoder.parameters())
+        used = [weight for weight in model.parameters() if weight not in others]
+        return LeanModel(model, precision) if LeanDecoder.suits(model) else None, used
 
     return cast("LeanModel | None", _prepared(model, ("tracking", precision), prepare))
 
@@ -140,20 +142,22 @@ def lean_tracking(model: SAM2Base, precision: Precision) -> LeanModel | None:
 def lean_image_encoder(model: SAM2Base, precision: Precision) -> LeanImageEncoder | None:
     """Return a model's image encoder prepared for inference, or None for a model that has to be used as it is."""
 
-    def prepare() -> LeanImageEncoder | None:
-        return LeanImageEncoder(model, precision) if LeanImageEncoder.suits(model) else None
+    def prepare() -> tuple[LeanImageEncoder | None, Iterable[Tensor]]:
+        used = [*model.image_encoder.parameters(), *model.sam_mask_decoder.parameters()]
+        return LeanImageEncoder(model, precision) if LeanImageEncoder.suits(model) else None, used
 
     return cast("LeanImageEncoder | None", _prepared(model, ("image encoder", precision), prepare))
 
 
 def _prepared(
-    model: SAM2Base, name: _Part, prepare: Callable[[], LeanModel | LeanImageEncoder | None]
+    model: SAM2Base, name: _Part, prepare: Callable[[], tuple[LeanModel | LeanImageEncoder | None, Iterable[Tensor]]]
 ) -> LeanModel | LeanImageEncoder | None:
     parts = _PREPARED.setdefault(model, {})
     known = parts.get(name)
     if known is None or known.stamp != _stamp(known.weights):
-        weights = list(model.parameters())
-        known = parts[name] = _Prepared(weights, _stamp(weights), prepare())
+        part, used = prepare()
+        weights = list(used)
+        known = parts[name] = _Prepared(weights, _stamp(weights), part)
     return known.part
 
 

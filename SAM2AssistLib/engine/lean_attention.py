@@ -143,7 +143,8 @@ def _weighed(query: Tensor, key: Tensor, memory: Tensor) -> Tensor:
     if query.dtype == torch.float32:  # through bfloat16, exponentials are no quicker than a softmax
         shares = torch.bmm(query, key).exp_()
         total = shares.sum(dim=-1, keepdim=True)
-        if LEAST_TOTAL < total.min() <= total.max() < MOST_TOTAL:
+        least, most = (bound.item() for bound in total.aminmax())
+        if LEAST_TOTAL < least <= most < MOST_TOTAL:
             return torch.bmm(shares, memory).div_(total)
     return torch.bmm(torch.bmm(query, key).softmax(dim=-1), memory)
 

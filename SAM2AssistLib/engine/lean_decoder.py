@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's usual name
 
 from SAM2AssistLib.engine.heads import Decoded, pointer_of
-from SAM2AssistLib.engine.products import Product, product
+from SAM2AssistLib.engine.products import Precision, Product, product
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -55,10 +55,11 @@ class LeanDecoder:
     Parameters
     ----------
     model : a SAM2 that reports object scores, as all SAM 2.1 do.
-    dtype : of its products.
+    precision : of its products.
     """
 
-    def __init__(self, model: SAM2Base, dtype: torch.dtype) -> None:
+    def __init__(self, model: SAM2Base, precision: Precision) -> None:
+        dtype = precision.fine
         self.decoder, self.prompts = model.sam_mask_decoder, model.sam_prompt_encoder
         decoder, device = self.decoder, model.device
         nowhere = (torch.zeros(1, 1, 2, device=device), -torch.ones(1, 1, dtype=torch.int32, device=device))
@@ -67,7 +68,7 @@ class LeanDecoder:
         self.tokens = torch.cat([*own, sparse[0]])[None]  # (1, T, C)
         places = model.sam_prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)  # (1, hw, C)
         self.heads = decoder.transformer.num_heads
-        self.layers = [_layer(layer, places, dtype) for layer in decoder.transformer.layers]
+        self.layers = [_layer(layer, places, precision) for layer in decoder.transformer.layers]
         last = decoder.transformer.final_attn_token_to_image
         self.last_query, self.last_out = product(last.q_proj, dtype, _scale(last)), product(last.out_proj, dtype)
         self.last_image, self.last_places = _image_side(last, places, dtype)
@@ -132,7 +133,7 @@ class LeanDecoder:
         return Decoded(logits.float(), iou.float(), score.float(), pointer_of(model, kept, score))
 
     def _both_ways(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        start = queries = self.tokens.expand(len(image), -1, -1)
+        start = queries = self.tokens  # one row, until they have seen the image
         for layer in self.layers:
             if layer.first:
                 queries = layer.around(q=queries, k=queries, v=queries)
@@ -141,7 +142,7 @@ class LeanDecoder:
                 queries = queries + layer.around(q=q, k=q, v=queries)
             queries = layer.norm1(queries)
             key, value, back_query = layer.image(image).add_(layer.image_places).chunk(3, dim=-1)
-            seen = self._attend(layer.query(queries + start), key, value)
+            seen = self._attend(layer.query(queries + start).expand(len(image), -1, -1), key, value)
             queries = layer.norm2(queries + layer.out(seen))
             queries = layer.norm3(queries + layer.narrow(layer.widen(queries, "relu")))
             seen = _attend_to_few(back_query, layer.back_key(queries + start), layer.back_value(queries), self.heads)
@@ -213,7 +214,8 @@ def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Ten
     return seen.div_(total[..., None]).flatten(2)
 
 
-def _layer(layer: Any, places: Tensor, dtype: torch.dtype) -> _Layer:
+def _layer(layer: Any, places: Tensor, precision: Precision) -> _Layer:
+    dtype = precision.fine
     there, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
     image, image_places = _image_side(there, places, dtype, back)
     widen, narrow = layer.mlp.layers
@@ -224,8 +226,8 @@ def _layer(layer: Any, places: Tensor, dtype: torch.dtype) -> _Layer:
         query=product(there.q_proj, dtype, _scale(there)),
         out=product(there.out_proj, dtype),
         norm2=layer.norm2,
-        widen=product(widen, dtype),
-        narrow=product(narrow, dtype),
+        widen=product(widen, precision.bulk),
+        narrow=product(narrow, precision.bulk),
         norm3=layer.norm3,
         image=image,
         image_places=image_places,

@@ -199,13 +199,20 @@ def pointer_tokens(model: SAM2Base, recalls: Sequence[Recall], slices: int, like
     """Split pointers into tokens of the memory's width; both (n * C/M, R, M)."""
     from sam2.modeling.sam2_utils import get_1d_sine_pe  # noqa: PLC0415 - keeps torch's import chain lazy
 
-    kept = [torch.stack([pointer.to(like) for _, pointer in item.pointers]) for item in recalls]
-    pointers = torch.stack(kept)  # (R, n, C)
-    rows, count, channels = pointers.shape
+    rows, count = len(recalls), len(recalls[0].pointers)
+    stored = [pointer for item in recalls for _, pointer in item.pointers]
+    if any(pointer.device != like.device for pointer in stored):
+        stored = [pointer.to(like.device) for pointer in stored]
+    pointers = torch.stack(stored).to(like.dtype)  # (R*n, C)
+    channels = pointers.shape[1]
     parts = channels // model.mem_dim
     farthest = max(1, min(slices, model.max_obj_ptrs_in_encoder) - 1)
-    distances = torch.tensor([[d for d, _ in item.pointers] for item in recalls], device=like.device)
-    code = get_1d_sine_pe(distances.flatten() / farthest, dim=channels).to(like)
-    code = model.obj_ptr_tpos_proj(code).view(rows, count, model.mem_dim).transpose(0, 1)  # (n, R, M)
+    # Rows that have come equally far, which are nearly all, look equally far back.
+    distances = [tuple(distance for distance, _ in item.pointers) for item in recalls]
+    once = {ways: n for n, ways in enumerate(dict.fromkeys(distances))}
+    far = torch.tensor(list(once), device=like.device)
+    code = get_1d_sine_pe(far.flatten() / farthest, dim=channels).to(like)
+    code = model.obj_ptr_tpos_proj(code).view(len(once), count, model.mem_dim)
+    code = code[[once[ways] for ways in distances]].transpose(0, 1)  # (n, R, M)
     tokens = pointers.view(rows, count, parts, model.mem_dim).permute(1, 2, 0, 3).flatten(0, 1)
     return tokens, code.repeat_interleave(parts, dim=0)

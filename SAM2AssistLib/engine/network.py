@@ -373,7 +373,7 @@ class Network:
         else:
             memory = lean.memory_encoder(self.model, plain, place, logits, scores, from_prompt=from_prompt)
         # The dtype of SAM2's own predictor; each row on its own, so that dropping one frees it.
-        return [row.to(torch.bfloat16).clone() for row in memory]
+        return [row.to(torch.bfloat16, copy=True) for row in memory]
 
 
 def _stack(features: Sequence[SliceFeatures]) -> tuple[Tensor, list[Tensor]]:

@@ -177,9 +177,10 @@ class Tracker:
 
     @staticmethod
     def _faded(lanes: Sequence[Lane], states: Sequence[SliceState]) -> list[SliceState]:
+        faded = [lane.fading * abs(lane.next_index - lane.start) for lane in lanes]
         return [
-            replace(state, logits=state.logits - lane.fading * abs(lane.next_index - lane.start))
-            for lane, state in zip(lanes, states, strict=True)
+            replace(state, logits=state.logits - lost) if lost else state
+            for state, lost in zip(states, faded, strict=True)
         ]
 
     def _refocused(self, lane: Lane, mask: np.ndarray) -> bool:
