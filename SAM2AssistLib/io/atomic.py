@@ -92,6 +92,20 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
+def folder_in_use(folder: Path) -> Iterator[None]:
+    """Make a folder as `make_folder` does; what had to be made goes again if the block fails and left nothing in it."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # holds something
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Give a path to write to, and put the file in its place when the block ends without an exception.
 

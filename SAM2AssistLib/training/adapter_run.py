@@ -18,7 +18,7 @@ from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import ModelSpec
 from SAM2AssistLib.engine.loading import load_base
 from SAM2AssistLib.errors import InputError
-from SAM2AssistLib.io.atomic import atomic_path, make_folder
+from SAM2AssistLib.io.atomic import atomic_path, folder_in_use
 from SAM2AssistLib.prompting.error_head import ErrorHead, channels_of
 from SAM2AssistLib.training.datasets.case import DataSet
 from SAM2AssistLib.training.datasets.layouts import find_data
@@ -141,32 +141,32 @@ def finetune_adapter(
     split = split_of(data, split_file)
     names = _names(data, classes)
     store, samples = _training_samples(data, split, names, spec, recipe)
-    make_folder(folder)
-    accelerator = make_accelerator(recipe, device)
-    base = build_base(spec, untrained=untrained_base)
-    base_sha256 = UNTRAINED if untrained_base else store_of_weights.expected_sha256(spec)
-    validation = _Validation(data, split, names, spec, recipe)
-    if split.val and validation.samples is None:
-        none_shown = f"{split.source}, whose validation cases show none of the structures"
-        split = replace(split, val=(), source=none_shown)
-    # Before it is changed.
-    validation.before = validation.measure(base.to(accelerator.device), spec)
-    tuner = FineTuner(
-        base,
-        spec,
-        recipe,
-        store,
-        samples,
-        folder,
-        accelerator=accelerator,
-        base_sha256=base_sha256,
-        workers=workers,
-        checkpoint_every=checkpoint_every,
-    )
-    if announce is not None and accelerator.is_main_process:
-        announce(_plan(data, split, names, tuner))
-    tuner.run(report)
-    return _finish(tuner, data, split, names, validation, base_sha256)
+    with folder_in_use(folder):
+        accelerator = make_accelerator(recipe, device)
+        base = build_base(spec, untrained=untrained_base)
+        base_sha256 = UNTRAINED if untrained_base else store_of_weights.expected_sha256(spec)
+        validation = _Validation(data, split, names, spec, recipe)
+        if split.val and validation.samples is None:
+            none_shown = f"{split.source}, whose validation cases show none of the structures"
+            split = replace(split, val=(), source=none_shown)
+        # Before it is changed.
+        validation.before = validation.measure(base.to(accelerator.device), spec)
+        tuner = FineTuner(
+            base,
+            spec,
+            recipe,
+            store,
+            samples,
+            folder,
+            accelerator=accelerator,
+            base_sha256=base_sha256,
+            workers=workers,
+            checkpoint_every=checkpoint_every,
+        )
+        if announce is not None and accelerator.is_main_process:
+            announce(_plan(data, split, names, tuner))
+        tuner.run(report)
+        return _finish(tuner, data, split, names, validation, base_sha256)
 
 
 def _names(data: DataSet, classes: tuple[str, ...]) -> dict[str, int]:

@@ -166,6 +166,13 @@ def test_a_seed_may_be_a_date_to_the_second(a_folder, tmp_path):
     check_adapter_files(finetune_tiny(a_folder, tmp_path / "adapter", a_short_recipe(seed=20261122151500)).folder)
 
 
+def test_a_refused_run_leaves_no_folder_behind_but_those_that_were_there(a_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="cannot be shared"):
+        finetune_tiny(a_folder, tmp_path / "mine/new/adapter", a_short_recipe(batch=3, accumulate=2))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 @pytest.mark.parametrize("seed", [-1, MOST_SEED])
 def test_a_seed_that_no_generator_takes_is_refused_at_once(seed):
     with pytest.raises(InputError, match=f"a seed from 0 to {MOST_SEED - 1}, but got {seed}"):
