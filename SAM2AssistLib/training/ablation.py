@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ class Spread:
     by_behaviour : mean Dice over regions.
     deviation : standard deviation over behaviours, mean over regions.
     worst : of the behaviours, mean over regions.
-    regions : number of regions.
+    regions : number of regions, each as often as it was prompted.
     """
 
     corrections: int
@@ -130,17 +131,17 @@ def time_regions(regions: int, repeats: int) -> dict[str, float]:
 
 
 def measure_spread(
-    model: SAM2Base, samples: SliceSamples, most: int, drawn_prompts: bool, corrections: int = 0
+    model: SAM2Base, samples: SliceSamples, most: int, drawn_prompts: bool, corrections: int = 0, draws: int = 1
 ) -> Spread:
-    """Prompt regions of held-out slices in every way, correct each as people do, and compare."""
+    """Prompt regions of held-out slices in every way, correct each as people do, and compare; ``draws`` times anew."""
     model.eval()
     head = ErrorHead(channels_of(model)).to(model.device)
     count = len(samples.index)
     chosen = sorted({int(n) for n in np.linspace(0, count - 1, min(count, most)).round()})
     table: list[list[float]] = []
     with torch.inference_mode():
-        for n in chosen:
-            batch = collate([samples[SampleKey(n, 1, 0)]]).to(model.device)
+        for n, draw in product(chosen, range(1, 1 + draws)):
+            batch = collate([samples[SampleKey(n, draw, 0)]]).to(model.device)
             regions = Regions(batch.images[:, 0], batch.masks[0], batch.owner, batch.weights, batch.keys)
             ways = [Prompting({name: 1.0}, per_region=1, previous_share=1.0) for name in BEHAVIOURS]
             rows = [_dice_rows(model, head, regions, way, drawn_prompts, corrections) for way in ways]
@@ -173,6 +174,7 @@ def compare(
     batch: int,
     most: int,
     *,
+    draws: int = 1,
     phantoms: int | None = None,
     from_scratch: bool = False,
 ) -> dict[str, object]:
@@ -181,7 +183,7 @@ def compare(
     Parameters
     ----------
     data : a data folder; phantoms alone if None.
-    most : held-out slices of each kind to measure on.
+    most : held-out slices of each kind to measure on; draws : how often each, with prompts of its own every time.
     phantoms : to train on; 12, or 4 beside real data, if None.
     from_scratch : train everything from random weights, instead of an adapter for the embedded ones.
     """
@@ -214,7 +216,7 @@ def compare(
 
     def measured(model: SAM2Base) -> dict[str, object]:
         return {
-            name: [asdict(measure_spread(model, s, most, spec.dense_prompts, rounds)) for rounds in CORRECTIONS]
+            name: [asdict(measure_spread(model, s, most, spec.dense_prompts, rounds, draws)) for rounds in CORRECTIONS]
             for name, s in held_out.items()
         }
 
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--most", type=int, default=24, help="held-out slices of each kind to measure on")
+    parser.add_argument("--draws", type=int, default=1, help="how often each is prompted and corrected anew")
     parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
@@ -279,6 +282,7 @@ def main() -> None:
         arguments.steps,
         arguments.batch,
         arguments.most,
+        draws=arguments.draws,
         phantoms=arguments.phantoms,
         from_scratch=arguments.from_scratch,
     )
