@@ -175,6 +175,7 @@ def compare(
     most: int,
     *,
     draws: int = 1,
+    unseen: Sequence[int] = (HELD_OUT_SEED,),
     phantoms: int | None = None,
     from_scratch: bool = False,
 ) -> dict[str, object]:
@@ -184,6 +185,7 @@ def compare(
     ----------
     data : a data folder; phantoms alone if None.
     most : held-out slices of each kind to measure on; draws : how often each, with prompts of its own every time.
+    unseen : seeds, each of the first of four held-out phantoms.
     phantoms : to train on; 12, or 4 beside real data, if None.
     from_scratch : train everything from random weights, instead of an adapter for the embedded ones.
     """
@@ -208,9 +210,9 @@ def compare(
     train, held, names = _cases(data)
     every = with_synthetic_names(names, 1, 0)
     made = [phantom_ct(seed, every) for seed in range(recipe.phantoms)]
-    unseen = [phantom_ct(HELD_OUT_SEED + n, every) for n in range(4)]
+    others = [phantom_ct(first + n, every) for first in unseen for n in range(4)]
     store = CaseStore(train, every, made)
-    tests = {"phantoms": CaseStore([], every, unseen)} | ({"patients": CaseStore(held, names)} if held else {})
+    tests = {"phantoms": CaseStore([], every, others)} | ({"patients": CaseStore(held, names)} if held else {})
     plain = appearance_for(spec, recipe, varied=False)
     held_out = {name: SliceSamples(test, test.index(), plain, 8) for name, test in tests.items()}
 
@@ -268,9 +270,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--most", type=int, default=24, help="held-out slices of each kind to measure on")
     parser.add_argument("--draws", type=int, default=1, help="how often each is prompted and corrected anew")
+    parser.add_argument(
+        "--unseen",
+        type=int,
+        nargs="+",
+        default=[HELD_OUT_SEED],
+        help=f"seeds, {HELD_OUT_SEED} or more: each of the first of four held-out phantoms",
+    )
     parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    if min(arguments.unseen) < HELD_OUT_SEED:
+        parser.error(f"--unseen takes seeds of {HELD_OUT_SEED} or more; others may have been trained on.")
     torch.set_flush_denormal(True)
     if arguments.what == "regions":
         print(json.dumps(time_regions(arguments.regions, arguments.repeats), indent=1))
@@ -283,6 +294,7 @@ def main() -> None:
         arguments.batch,
         arguments.most,
         draws=arguments.draws,
+        unseen=arguments.unseen,
         phantoms=arguments.phantoms,
         from_scratch=arguments.from_scratch,
     )
