@@ -60,9 +60,11 @@ types: setup-dev
 	$(SAY) 'Type checker (mypy) over SAM2AssistLib'
 	@$(RUN) mypy
 
+# After a crash the rest goes to the other process: pytest-xdist 3.8 waits for ever for what it gives to a new one.
 pytest: setup-dev
 	$(SAY) 'Tests (pytest)'
-	@OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen $(RUN) pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen \
+	  $(RUN) pytest -n $(WORKERS) --dist loadfile --max-worker-restart=0 $(PYTEST_ARGS)
 
 # Those that need a program say so where it is absent, and are skipped.
 test-dicom: setup-dev
