@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -430,3 +431,19 @@ def test_the_editor_tells_which_segment_is_chosen(a_host: Any, an_editor: Any) -
     an_editor.mrmlSegmentEditorNode().SetSelectedSegmentID("spleen")
     assert told == ["spleen"]
     assert an_editor.currentSegmentID() == "spleen"
+
+
+@pytest.mark.parametrize("kept", [True, None], ids=str)
+def test_qt_hands_out_no_reference_that_it_does_not_own(kept: object) -> None:
+    # PySide6 6.12.0 does, on Python below 3.12; what looks like a fault of the module is its segmentation fault.
+    from PySide6 import QtCore
+
+    class Sender(QtCore.QObject):
+        moved = QtCore.Signal(int)
+
+    sender = Sender()
+    before = sys.getrefcount(kept)
+    for n in range(500):
+        sender.moved.emit(n)
+        sender.setObjectName("sender")
+    assert abs(sys.getrefcount(kept) - before) < 250
