@@ -60,11 +60,6 @@ class SliceState:
         return self.object_score > 0 and bool((self.logits > 0).any())
 
     @property
-    def blank(self) -> bool:
-        """Whether a propagation has found the segment absent, so that the state tells nothing else of the slice."""
-        return not self.prompted and self.object_score <= 0 and bool((self.logits <= ABSENT_LOGIT).all())
-
-    @property
     def confidence(self) -> float:
         """How sure the network is, in [0, 1]: of the mask by its predicted IoU, of an absence by the object score."""
         return self.iou if self.object_score > 0 else 1 / (1 + math.exp(min(30.0, self.object_score)))
@@ -73,6 +68,17 @@ class SliceState:
     def size_bytes(self) -> int:
         """Bytes that it holds."""
         return self.logits.nbytes + self.pointer.nbytes + (0 if self.memory is None else self.memory.nbytes)
+
+
+def blank_ones(states: Sequence[SliceState]) -> set[int]:
+    """Return the places of states that tell nothing of their slice but that a propagation found no segment there."""
+    absent = [n for n, state in enumerate(states) if not state.prompted and state.object_score <= 0]
+    if not absent:
+        return set()
+    # States of one call may lie on the device and in host memory; the device is asked once for all of them.
+    device = states[absent[-1]].pointer.device
+    highest = torch.stack([states[n].logits.amax().to(device) for n in absent])
+    return {n for n, blank in zip(absent, (highest <= ABSENT_LOGIT).tolist(), strict=True) if blank}
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from SAM2AssistLib.engine.encoder import SliceEncoder, SliceFeatures
 from SAM2AssistLib.engine.heads import ABSENT_LOGIT, Decoded, decode, encode_memory, mask_as_output
 from SAM2AssistLib.engine.lean import lean_tracking
-from SAM2AssistLib.engine.memory import Recall, SliceState, condition
+from SAM2AssistLib.engine.memory import Recall, SliceState, blank_ones, condition
 from SAM2AssistLib.engine.options import EngineOptions
-from SAM2AssistLib.engine.relief import Relief
+from SAM2AssistLib.engine.relief import OUT_OF_MEMORY, Relief
 from SAM2AssistLib.engine.views import View, move_logits
 from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.dense import draw_prompts
@@ -39,7 +39,6 @@ CPU_TOKENS = 1 << 13
 """Of all rows at once on a CPU. Large operations are what its cores share well, but every row looks back at seven
 slices: the keys of 32 rows of `mini` are 30 MB, and those of a model with sixteen times the tokens, twice as wide,
 would be 1 GB."""
-OUT_OF_MEMORY = "There is not enough memory for even one segment; close other programs or use a smaller model."
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ def _inference(method: Callable[P, R]) -> Callable[P, R]:
                 with torch.inference_mode(), network.relief.precision():
                     return method(*args, **kwargs)
             except torch.OutOfMemoryError:
-                if not network.relief.step_down():
-                    raise ModelError(OUT_OF_MEMORY) from None
+                network.need_less()
 
     return run
 
@@ -118,6 +116,17 @@ class Network:
     def device(self) -> torch.device:
         """Where the model is. Its own property of that name walks over all its modules each time."""
         return self._weight.device
+
+    def need_less(self) -> None:
+        """Go on with less memory, after it has run out, as `Relief` has it.
+
+        Raises
+        ------
+        ModelError
+            If nothing is left to be done.
+        """
+        if not self.relief.step_down():
+            raise ModelError(OUT_OF_MEMORY) from None
 
     @property
     def slices(self) -> int:
@@ -277,8 +286,9 @@ class Network:
         Where segments are absent there is only the slice to be remembered, once for all of them.
         """
         first: dict[object, int] = {}
+        blank = blank_ones(states)
         makers = [
-            first.setdefault((index, state.view) if state.blank else n, n)
+            first.setdefault((index, state.view) if n in blank else n, n)
             for n, (index, state) in enumerate(zip(indices, states, strict=True))
         ]
         made: dict[int, Tensor] = {}

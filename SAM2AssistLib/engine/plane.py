@@ -254,7 +254,8 @@ class Plane:
         # The head reads what the decoder makes of the slice with this very mask as its mask prompt.
         with decoder_features(network.model) as seen, torch.inference_mode():
             network.look_again([row])
-            logits = state.logits.to(network.model.device).float()[None, None]
+            logits = state.logits.to(network.device).float()[None, None]
+            head.to(network.device)  # for want of memory the network may have gone to the CPU meanwhile
             error = head.error_logits(seen.features.float(), logits)[0, 0]
         return self.probability_of(replace(state, logits=error))
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("SAM2AssistLib")
 
+OUT_OF_MEMORY = "There is not enough memory for even one segment; close other programs or use a smaller model."
+
 
 class Relief:
     """Makes a network need less memory.
@@ -65,8 +67,7 @@ class Relief:
             note = step()
             if note is not None:
                 self.notes.append(note)
-                _LOG.warning("Memory ran out: %s.", note)
-                self._collect()
+                tell(note)
                 return True
         return False
 
@@ -104,8 +105,10 @@ class Relief:
             self._encoder.refiner.to("cpu")
         return "the network now works on the CPU, which is slower"
 
-    @staticmethod
-    def _collect() -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+def tell(note: str) -> None:
+    """Say what is done now that memory has run out, and give back what is not in use."""
+    _LOG.warning("Memory ran out: %s.", note)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -163,7 +163,12 @@ def sharpened(
     region = _region(plane, prompts, mask_of, first, last)
     if region is None:
         return
-    yield from _Walker(plane, findings, prompts, mask_of, free, giving_way, region).run()
+    while True:
+        try:
+            # What had settled before memory ran out does so again, to the same.
+            return (yield from _Walker(plane, findings, prompts, mask_of, free, giving_way, region).run())
+        except torch.OutOfMemoryError:
+            plane.network.need_less()
 
 
 def _in_force(findings: Findings) -> list[PlacedPrompt]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from SAM2AssistLib.engine.relief import OUT_OF_MEMORY, tell
+from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures
 
 REACH_MM = 5.0
@@ -88,16 +90,34 @@ class VoxelPromptHead(nn.Module):
 
     @torch.no_grad()
     def _in_parts(self, features: VoxelFeatures, part: int, read: Callable[[Tensor], Tensor]) -> Tensor:
-        step, device = step_for(features.distance_mm), self.exit.weight.device
+        step = step_for(features.distance_mm)
         halo = self.looks * step
-        done = []
-        for first in range(0, features.slices, part):
+        done: list[Tensor] = []
+        first = 0
+        while first < features.slices:
             last = min(first + part, features.slices)
             low, high = max(0, first - halo), min(features.slices, last + halo)
-            levels = tuple(level[low:high].to(device, torch.float32) for level in features.levels)
-            seen = self.trunk(levels, step)[first - low : last - low]
-            done.append(read(seen).to("cpu", torch.float16))
+            try:
+                levels = tuple(level[low:high].to(self.exit.weight) for level in features.levels)
+                seen = self.trunk(levels, step)[first - low : last - low]
+                done.append(read(seen).to("cpu", torch.float16))
+            except torch.OutOfMemoryError:
+                part = self._smaller(part)
+                continue
+            first = last
         return torch.cat(done)
+
+    def _smaller(self, part: int) -> int:
+        """Return how many slices to take at once, after memory ran out; in the end the head works on the CPU."""
+        if part > 1:
+            part = max(1, part // 4)
+            tell(f"structures are now looked for on {part} slices at a time")
+        elif self.exit.weight.device.type != "cpu":
+            self.to("cpu")
+            tell("structures are now looked for on the CPU, which is slower")
+        else:
+            raise ModelError(OUT_OF_MEMORY) from None
+        return part
 
 
 def step_for(distance_mm: float) -> int:

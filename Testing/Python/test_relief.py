@@ -11,6 +11,7 @@ import pytest
 import torch
 from blobs import click, run
 
+from SAM2AssistLib.engine import sharpening
 from SAM2AssistLib.engine.architecture import build_sam2
 from SAM2AssistLib.engine.catalogue import find_model
 from SAM2AssistLib.engine.encoder import SliceEncoder
@@ -26,6 +27,7 @@ STAGES = {
     "track": (LeanDecoder, "__call__"),
     "click": (Network, "_refined"),
     "memory": (LeanMemoryEncoder, "__call__"),
+    "settle": (sharpening, "passages"),
 }
 
 
@@ -57,10 +59,10 @@ def propagated(session) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_memory_that_runs_out_once_costs_a_note_and_no_slice(quick_engine, a_blob_volume, running_out, caplog, stage):
-    with quick_engine().open(a_blob_volume) as session:
+    with quick_engine(sharpens=True).open(a_blob_volume) as session:
         wanted = propagated(session)
     running_out(stage, 1)
-    with caplog.at_level(logging.WARNING), quick_engine().open(a_blob_volume) as session:
+    with caplog.at_level(logging.WARNING), quick_engine(sharpens=True).open(a_blob_volume) as session:
         found = propagated(session)
         notes = session._plane(0).network.relief.notes
     assert len(notes) == 1
@@ -73,7 +75,7 @@ def test_memory_that_runs_out_once_costs_a_note_and_no_slice(quick_engine, a_blo
 def test_memory_that_keeps_running_out_leads_to_bfloat16_at_last_and_finishes(
     quick_engine, a_blob_volume, running_out, stage
 ):
-    with quick_engine().open(a_blob_volume) as session:
+    with quick_engine(sharpens=True).open(a_blob_volume) as session:
         network = session._plane(0).network
         network.row_batch = network.encoder.batch = 1
         running_out(stage, 1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from SAM2AssistLib.engine.loading import default_window
 from SAM2AssistLib.engine.plane import Plane
 from SAM2AssistLib.engine.views import View
+from SAM2AssistLib.errors import ModelError
 from SAM2AssistLib.prompting.voxel_features import VoxelFeatures, read_features
 from SAM2AssistLib.prompting.voxel_head import VoxelPromptHead, step_for
 
@@ -51,6 +52,34 @@ def test_a_volume_done_in_parts_gives_what_it_gives_at_once(distance_mm, part):
     torch.testing.assert_close(head.probabilities(features, part).float(), whole, atol=2e-3, rtol=0)
 
 
+def roomy_for(head: VoxelPromptHead, slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a head run out of memory on more slices than these."""
+    trunk = head.trunk
+
+    def limited(levels: tuple[torch.Tensor, ...], step: int) -> torch.Tensor:
+        if len(levels[0]) > slices:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return trunk(levels, step)
+
+    monkeypatch.setattr(head, "trunk", limited)
+
+
+def test_a_head_that_runs_out_of_memory_takes_fewer_slices_and_finds_the_same(monkeypatch, caplog):
+    features, head = some_features(23), a_head()
+    wanted = head.probabilities(features)
+    roomy_for(head, 12, monkeypatch)
+    torch.testing.assert_close(head.probabilities(features), wanted, atol=2e-3, rtol=0)
+    assert "8 slices at a time" in caplog.text
+    assert "2 slices at a time" in caplog.text
+
+
+def test_a_head_without_memory_for_one_slice_says_so(monkeypatch):
+    head = a_head()
+    roomy_for(head, 0, monkeypatch)
+    with pytest.raises(ModelError, match="not enough memory"):
+        head.probabilities(some_features(3))
+
+
 def test_probabilities_of_a_voxel_sum_to_one():
     total = a_head().probabilities(some_features(3)).float().sum(dim=1)
     torch.testing.assert_close(total, torch.ones_like(total), atol=5e-3, rtol=0)
@@ -64,7 +93,7 @@ def test_a_slice_is_seen_with_those_above_and_below_it():
     head = a_head()
     difference = (head(levels) - head(changed)).abs().amax(dim=(1, 2, 3))
     assert bool((difference[: head.looks + 1] > 0).all())
-    assert float(difference[head.looks + 1 :].max()) == 0.0
+    assert difference[head.looks + 1 :].max().item() == 0.0
 
 
 def test_thin_slices_are_passed_over_so_that_the_reach_is_in_millimetres():
