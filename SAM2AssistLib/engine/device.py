@@ -16,7 +16,8 @@ def choose_device(name: str = "auto") -> torch.device:
 
     Parameters
     ----------
-    name : "auto" takes CUDA, else MPS, else the CPU; or "cpu", "mps", "cuda", "cuda:N".
+    name : "auto" takes CUDA, else the CPU; or "cpu", "mps", "cuda", "cuda:N". MPS has to be asked for by name: the
+        engine was never run on it, and not every version of torch has all of its operations there.
 
     Raises
     ------
@@ -26,7 +27,7 @@ def choose_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
