@@ -276,11 +276,16 @@ class _Walker:
         return len(states) > 1 and self.findings.limits is not None and not any(state.backed for state in states)
 
     def _lost(self, parts: _Parts, found: Tensor) -> bool:
-        """Whether most of the segment is gone and nobody has asked for that: too faint for edges to hold it."""
+        """Whether most of the segment is gone and nobody has asked for that: too faint for edges to hold it.
+
+        Who clicks something away may mean most of the segment, but not on slices on which he has said what he means.
+        """
+        slices: slice | list[int] = slice(None)
         if not all(click.says_present for click, _ in self.clicked):
-            return False
-        allowed = parts.seeds != OUTSIDE
-        return int(((found > 0.5) & allowed).sum()) < LEAST_LEFT * int(((parts.odds > 0) & allowed).sum())
+            slices = [place for place, k in enumerate(self.slices) if k in self.giving_way]
+        allowed = parts.seeds[slices] != OUTSIDE
+        left = int(((found[slices] > 0.5) & allowed).sum())
+        return left < LEAST_LEFT * int(((parts.odds[slices] > 0) & allowed).sum())
 
     def _settled(self, slab: range, inner: range, coarse: Tensor, greys: Tensor) -> Iterator[Settled | None]:
         """Solve a slab; its outermost slices, unless they are inner ones, keep what the thinned system says."""
@@ -387,7 +392,11 @@ class _Walker:
             word = INSIDE if click.says_present else OUTSIDE
             radius = float(np.sqrt(CLICK_MM**2 - away**2))
             ball, part = disc(click.points[0], radius, self.plane.shape, self.plane.spacing_mm)
-            seeds[part][ball & (abs(grey[part] - clicked) <= ALIKE)] = word
+            certain = ball & (abs(grey[part] - clicked) <= ALIKE)
+            if not click.says_present:
+                # The network has heard of the click: what it still shows may be what was clicked beside.
+                certain &= ~self.plane.tracker.mask_of(self.findings.states[index])[part]
+            seeds[part][certain] = word
             if not away:
                 seeds[click.pixel(self.plane.shape)] = word
         return seeds

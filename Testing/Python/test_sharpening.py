@@ -302,6 +302,36 @@ def test_what_is_too_faint_for_edges_to_hold_it_stays_as_the_network_has_it(an_e
     assert np.array_equal(shown[0], shown[1])
 
 
+def a_cylinder_corrected(engine, radius: int, hu: int, beside: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt two slices of a cylinder, then click its rim away on one between them; returns both masks."""
+    rows, columns = np.ogrid[:96, :96]
+    disc = (rows - 48) ** 2 + (columns - 48) ** 2 <= radius**2
+    array = np.where(disc, hu, 40) + np.random.default_rng(5).normal(0, 5, (9, 96, 96))
+    array[:, 0] = -1000
+    volume = CTVolume.from_array(array.astype(np.int16), SPACING, np.diag([*SPACING, 1.0]))
+    with engine.open(volume) as session:
+        segment = session.add_segment("lesion")
+        draw_box(session, segment, (2, 48 - radius, 48 - radius), (2, 48 + radius, 48 + radius))
+        run(session)
+        click(session, segment, (6, 48, 48))
+        run(session)
+        before = session.mask(segment).copy()
+        click(session, segment, (4, 48 - radius + beside, 48), positive=False)
+        run(session)
+        return before, session.mask(segment).copy()
+
+
+def test_a_negative_click_takes_nothing_faint_from_slices_that_were_prompted(an_engine):
+    before, after = a_cylinder_corrected(an_engine, radius=4, hu=55, beside=1)
+    assert (after[[2, 6]] & before[[2, 6]]).sum() > 0.8 * before[[2, 6]].sum()
+
+
+def test_a_negative_click_leaves_the_slices_beside_it_what_the_network_still_sees_there(an_engine):
+    before, after = a_cylinder_corrected(an_engine, radius=8, hu=120, beside=3)
+    assert not after[4, 43, 48]
+    assert after[[3, 5]].sum() > 0.95 * before[[3, 5]].sum()
+
+
 def test_noise_leaves_no_specks_but_a_negative_click_leaves_its_hole(an_engine):
     rows, columns = np.ogrid[:96, :96]
     disc = (rows - 48) ** 2 + (columns - 48) ** 2 <= 24**2
