@@ -21,6 +21,7 @@ from SAM2AssistLib.engine.options import EngineOptions
 from SAM2AssistLib.engine.refiner import EdgeRefiner
 from SAM2AssistLib.engine.segment import Findings, PlacedPrompt
 from SAM2AssistLib.engine.sharpening import sharpened_slice
+from SAM2AssistLib.engine.tapering import growth_towards
 from SAM2AssistLib.engine.tracker import Tracker
 from SAM2AssistLib.engine.views import View, cut, stretched_slice, uncut, whole_slice
 from SAM2AssistLib.overlap import dice
@@ -35,6 +36,10 @@ MOST_LOOKS = 3
 """How often one prompt may be decoded through a better fitting view."""
 CLOSER_FROM = 0.75
 """A view must be smaller than this share of the present one to be worth another look."""
+LEAST_IN_BOX = 0.05
+"""Share of a box of which the network has to show something, else it has not answered..."""
+USUAL_IN_BOX, IN_BOX_SPREAD = 0.42, 0.55
+"""...and what references of training cases have there: geometric mean, and standard deviation of the logarithm."""
 MOST_GROWTH = 1.5
 """By which factor a slice on which a click finds the segment may exceed the nearest one that has it, to be believed."""
 LEAST_AGREEMENT = 0.5
@@ -292,8 +297,27 @@ class Plane:
             if better is None:
                 break
             view = better
+        if boxes and not clicks and self.network.options.prompts_decide:
+            state = self._in_boxes(state, boxes)
         state = replace(state, backed=backed and state.shows)
         return replace(state, logits=self._heeded(state, clicks).to(state.logits.dtype))
+
+    def _in_boxes(self, state: SliceState, boxes: Sequence[PlacedPrompt]) -> SliceState:
+        """Show the likeliest part of boxes in which the network finds nothing: who draws them has seen something."""
+        side = len(state.logits)
+        inside = torch.zeros_like(state.logits, dtype=torch.bool)
+        for box in boxes:
+            corners = state.view.to_input(box.points, side).clip(0, side - 1)
+            (left, top), (right, bottom) = (
+                np.floor(corners.min(axis=0)).astype(int),
+                np.ceil(corners.max(axis=0)).astype(int),
+            )
+            inside[top : bottom + 1, left : right + 1] = True
+        said = state.logits[inside].float()
+        if int((said > 0).sum()) >= LEAST_IN_BOX * len(said):
+            return state
+        growth = growth_towards(said, USUAL_IN_BOX * len(said), IN_BOX_SPREAD)
+        return replace(state, logits=torch.where(inside, state.logits + growth, state.logits))
 
     def _size_nearby(self, findings: Findings, index: int) -> int:
         """Count the pixels of the nearest slice on which the segment is."""

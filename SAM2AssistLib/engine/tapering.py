@@ -100,12 +100,24 @@ def leaned(odds: Tensor, allowed: Tensor, area: float) -> Tensor:
     found = int((said > 0).sum())
     if found > area:
         return odds - min(_least_of(said, area), MOST_DOUBT)
+    return odds + growth_towards(said, area)
+
+
+def growth_towards(said: Tensor, area: float, spread: float = AREA_SPREAD) -> float:
+    """Return what log odds have to grow by for a mask to come some way up to an area.
+
+    Parameters
+    ----------
+    said : (N,) log odds.
+    area : expected, in pixels.
+    spread : standard deviation of its logarithm.
+    """
     # How many pixels each growth would bring in, counted in one pass.
     steps = torch.bucketize(-said, GROWTHS.to(said), right=True)
     areas = torch.bincount(steps, minlength=len(GROWTHS) + 1).cumsum(0)[: len(GROWTHS)].float()
-    apart = ((areas + FEW) / (area + FEW)).log_().div_(AREA_SPREAD)
+    apart = ((areas + FEW) / (area + FEW)).log_().div_(spread)
     cost = apart**2 + (GROWTHS.to(said) / GROWTH_SPREAD) ** 2
-    return odds + float(GROWTHS[int(cost.argmin())])
+    return float(GROWTHS[int(cost.argmin())])
 
 
 def narrowed(found: Tensor, allowed: Tensor, area: float) -> Tensor:

@@ -363,6 +363,17 @@ def test_a_volume_outside_of_hounsfield_units_gets_a_window_of_its_own(quick_eng
 # The embedded model
 
 
+def test_a_box_in_which_the_network_is_sure_of_nothing_shows_what_is_likeliest_there(a_bare_engine):
+    k, j, i = np.indices((3, 96, 96))
+    frame = (i < 16) | (i > 80) | (j < 16) | (j > 80)
+    hu = np.where(frame, 100, 40) + np.random.default_rng(1).normal(0, 10, frame.shape)
+    hu[:, 0] = -1000
+    volume = CTVolume.from_array(hu.astype(np.int16), (1.0, 1.0, 3.0), np.diag([1.0, 1.0, 3.0, 1.0]))
+    with a_bare_engine.open(volume) as session:
+        shown = draw_box(session, session.add_segment("loop"), (1, 5, 5), (1, 90, 90))
+    assert 0.1 < shown[5:91, 5:91].mean() < 0.9
+
+
 def test_the_embedded_model_segments_a_phantom_organ_from_one_box(a_session, a_phantom):
     organ = a_phantom.labels == a_phantom.names["liver"]
     k = int(organ.sum(axis=(1, 2)).argmax())
