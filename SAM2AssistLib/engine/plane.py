@@ -297,7 +297,8 @@ class Plane:
             if better is None:
                 break
             view = better
-        if boxes and not clicks and self.network.options.prompts_decide:
+        drawn = boxes and not clicks and not any(box.is_guess for box in boxes)
+        if drawn and self.network.options.prompts_decide:
             state = self._in_boxes(state, boxes)
         state = replace(state, backed=backed and state.shows)
         return replace(state, logits=self._heeded(state, clicks).to(state.logits.dtype))

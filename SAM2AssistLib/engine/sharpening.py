@@ -383,19 +383,20 @@ class _Walker:
         limits = self.findings.limits
         if limits is not None and not limits[0] <= index <= limits[1]:
             seeds[...] = OUTSIDE
-        grey = None
-        for click, clicked in self.clicked:
-            away = abs(index - click.index) * self.plane.distance_mm
-            if away > CLICK_MM:
-                continue
-            grey = self.plane.grey(index) if grey is None else grey
+        away_mm = [abs(index - click.index) * self.plane.distance_mm for click, _ in self.clicked]
+        near = [(*said, away) for said, away in zip(self.clicked, away_mm, strict=True) if away <= CLICK_MM]
+        if not near:
+            return seeds
+        grey = self.plane.grey(index)
+        shown = self.plane.tracker.mask_of(self.findings.states[index])
+        for click, clicked, away in near:
             word = INSIDE if click.says_present else OUTSIDE
             radius = float(np.sqrt(CLICK_MM**2 - away**2))
             ball, part = disc(click.points[0], radius, self.plane.shape, self.plane.spacing_mm)
             certain = ball & (abs(grey[part] - clicked) <= ALIKE)
             if not click.says_present:
                 # The network has heard of the click: what it still shows may be what was clicked beside.
-                certain &= ~self.plane.tracker.mask_of(self.findings.states[index])[part]
+                certain &= ~shown[part]
             seeds[part][certain] = word
             if not away:
                 seeds[click.pixel(self.plane.shape)] = word
