@@ -84,7 +84,7 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from SAM2AssistLib.mrml.panel import Panel
 
         self.panel = Panel(slicer.mrmlScene, self.logic.assistant, self)
-        self.deliveryTimer = qt.QTimer()
+        self.deliveryTimer = qt.QTimer(self.parent)
         self.deliveryTimer.setInterval(15)
         self.deliveryTimer.connect("timeout()", self.onDelivery)
         self._connectSignals()
@@ -134,12 +134,12 @@ class SAM2AssistWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self):
         """Let go of everything when the application quits or the module is reloaded."""
         self.removeShortcuts()
-        self.deliveryTimer.stop()
         self.setParameterNode(None)
         self.removeObservers()
         self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(None)
         if self.panel is not None:
             self.panel.close()
+        self.deliveryTimer.stop()
         if self.logic is not None:
             self.logic.close()
 

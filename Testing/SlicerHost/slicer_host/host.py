@@ -158,6 +158,9 @@ class Host:
         """End: end all modules, close the window and the scene."""
         self.unload_modules()
         self.application.shut_down()
+        # Here and now: Python's collector may run in any thread, and a timer whose owner another thread has deleted
+        # fires into the void.
+        shiboken6.delete(self.window)
 
 
 def _translated(text: str) -> str:

@@ -121,7 +121,7 @@ class VTKView(QtWidgets.QWidget):
 
     def scheduleRender(self) -> None:
         """Render soon, once for many calls."""
-        if not self._timer.isActive():
+        if self._window is not None and not self._timer.isActive():
             self._timer.start()
 
     def forceRender(self) -> None:
