@@ -455,7 +455,7 @@ with open_host() as host:
 
 @pytest.mark.parametrize("kept", [True, None], ids=str)
 def test_qt_hands_out_no_reference_that_it_does_not_own(kept: object) -> None:
-    # PySide6 6.12.0 does, on Python below 3.12; what looks like a fault of the module is its segmentation fault.
+    # PySide6 6.12.0 does, on Python below 3.12: after some thousand signals the process ends.
     from PySide6 import QtCore
 
     class Sender(QtCore.QObject):
